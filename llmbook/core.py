@@ -6,8 +6,8 @@
 __all__ = ['SEAL', 'WATTS_PER_CORE', 'GRAMS_PER_KWH', 'T', 'COLOURS', 'LlmbookError', 'SettingsError', 'InputError',
            'CorruptFileError', 'PolicyError', 'ResourceError', 'parse_value', 'describe_kind', 'find_settings',
            'read_settings', 'atomic_write', 'write_json', 'to_json', 'read_json', 'hash_file', 'hash_json', 'seal',
-           'verify', 'Meter', 'code_version', 'Stage', 'Run', 'execute', 'set_seed', 'choose_device', 'choose_dtype',
-           'set_threads', 'progress', 'Table', 'figure', 'Drawing']
+           'verify', 'Meter', 'code_version', 'Stage', 'Run', 'set_seed', 'choose_device', 'choose_dtype',
+           'available_cores', 'set_threads', 'progress', 'Table', 'figure', 'Drawing']
 
 # %% ../nbs/00_core.ipynb #426c923e
 import ast
@@ -32,9 +32,11 @@ import typing
 
 # %% ../nbs/00_core.ipynb #5bc35a05
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+
+from fastcore.basics import patch
 
 # %% ../nbs/00_core.ipynb #75aeeee3
 if TYPE_CHECKING:
@@ -219,7 +221,10 @@ def to_json(
     indent: int | None = None,  # spaces per level; none: one line
 ) -> str:  # JSON text with sorted keys
     "Turn a value into canonical JSON."
-    plain = lambda x: asdict(x) if is_dataclass(x) else x.item() if hasattr(x, "item") else str(x)
+
+    def plain(item: Any) -> Any:
+        return asdict(item) if is_dataclass(item) else getattr(item, "item", item.__str__)()
+
     return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=indent, default=plain)
 
 
@@ -385,16 +390,25 @@ class Run:
         self.folder, self.stages, self.settings = Path(folder), list(stages), dict(settings)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def path(self, name: str) -> Path:
+    def path(
+        self,
+        name: str,  # name of a stage
+    ) -> Path:  # its folder
         "The folder of a stage."
         return self.folder / name
 
-    def record(self, name: str) -> dict[str, Any] | None:
-        "The record of a finished stage, or none."
+    def record(
+        self,
+        name: str,  # name of a stage
+    ) -> dict[str, Any] | None:  # settings, inputs, numbers, cost; none before it has run
+        "The record of a finished stage."
         path = self.path(name) / "stage.json"
         return read_json(path) if path.is_file() else None
 
-    def fingerprint(self, stage: Stage) -> str:
+    def fingerprint(
+        self,
+        stage: Stage,  # one of this run
+    ) -> str:  # SHA-256, hexadecimal
         "Hash everything that decides what the stage would write."
         outside = stage.outside(self.settings[stage.name]) if stage.outside else None
         inputs = {name: (self.record(name) or {}).get("content") for name in stage.inputs}
@@ -402,6 +416,7 @@ class Run:
         return hash_json([self.settings[stage.name], inputs, outside, code])
 
 # %% ../nbs/00_core.ipynb #664e873f
+@patch
 def _done(self: Run, stage: Stage) -> bool:
     "Whether the stage's folder is complete and is what its fingerprint asks for."
     record = self.record(stage.name)
@@ -423,6 +438,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@patch
 def _execute(self: Run, stage: Stage) -> dict[str, Any]:
     "Run one stage into a partial folder and rename it when it is whole."
     fingerprint = self.fingerprint(stage)
@@ -448,6 +464,7 @@ def _execute(self: Run, stage: Stage) -> dict[str, Any]:
     return read_json(final / "stage.json")
 
 # %% ../nbs/00_core.ipynb #585421df
+@patch
 def execute(
     self: Run,
     only: Sequence[str] = (),  # names of stages to stop after; empty: all
@@ -476,6 +493,7 @@ def execute(
     return ran
 
 # %% ../nbs/00_core.ipynb #6de588f5
+@patch
 def _needed(self: Run, only: Sequence[str]) -> set[str]:
     "The named stages and all they need."
     known = {stage.name: stage for stage in self.stages}
@@ -490,13 +508,10 @@ def _needed(self: Run, only: Sequence[str]) -> set[str]:
     return wanted
 
 
+@patch
 def _write_record(self: Run) -> None:
     records = [self.record(stage.name) for stage in self.stages]
     write_json(self.folder / "run.json", {"stages": [record for record in records if record]})
-
-
-for _method in (_done, _execute, execute, _needed, _write_record):
-    setattr(Run, _method.__name__, _method)
 
 # %% ../nbs/00_core.ipynb #d5537829
 def set_seed(
@@ -530,14 +545,20 @@ def choose_dtype(
     return torch.bfloat16 if fast else torch.float32
 
 
+def available_cores() -> int:
+    "How many processor cores this process may use."
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def set_threads(
     count: int | None = None,  # processor threads for torch; none: the cores this process may use
 ) -> int:  # the number set
     "Set how many threads matrix arithmetic uses."
     import torch
 
-    count = count or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
-    torch.set_num_threads(count or os.cpu_count() or 1)
+    torch.set_num_threads(count or available_cores())
     return torch.get_num_threads()
 
 # %% ../nbs/00_core.ipynb #222cedea
@@ -578,16 +599,21 @@ class Table:
     def __repr__(self) -> str:
         lines = [self.columns, *self.cells]
         width = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        text = ["  ".join(c.ljust(w) for c, w in zip(line, width)).rstrip() for line in lines]
+        text = [
+            "  ".join(cell.ljust(w) for cell, w in zip(line, width, strict=True)).rstrip()
+            for line in lines
+        ]
         rule = "  ".join("─" * w for w in width)
         return "\n".join([*([self.caption] if self.caption else []), text[0], rule, *text[1:]])
 
     def _repr_html_(self) -> str:
-        row = lambda tag, cells: "<tr>" + "".join(
-            f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        def row(tag: str, cells: list[str]) -> str:
+            inside = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+            return f"<tr>{inside}</tr>"
+
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
-        body = "".join(row("td", cells) for cells in self.cells)
-        return f"<table>{caption}<thead>{row('th', self.columns)}</thead><tbody>{body}</tbody></table>"
+        head, body = row("th", self.columns), "".join(row("td", cells) for cells in self.cells)
+        return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
 
 # %% ../nbs/00_core.ipynb #142d9e91
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -621,8 +647,8 @@ class Drawing:
         import matplotlib
 
         stream = io.StringIO()
-        style = {"svg.hashsalt": "llmbook", "svg.fonttype": "none", "font.sans-serif": "DejaVu Sans"}
-        with matplotlib.rc_context(style):
+        style = {"svg.hashsalt": "llmbook", "svg.fonttype": "none"}
+        with matplotlib.rc_context(style | {"font.sans-serif": "DejaVu Sans"}):
             drawing.savefig(stream, format="svg", metadata={"Date": None})
         self.svg = stream.getvalue()[stream.getvalue().index("<svg") :]
 
