@@ -158,6 +158,21 @@ def orthogonalise(
     return x.mT if tall else x
 
 # %% ../nbs/06_pretraining.ipynb #b6c1db25
+def _whole(tensor: Tensor) -> Tensor:
+    "All of a tensor, also if each process holds a slice of it."
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _slice_like(values: Tensor, like: Tensor) -> Tensor:
+    "This process's slice of whole values, on the device of `like`."
+    values = values.to(like.device)
+    if not hasattr(like, "full_tensor"):
+        return values
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(values, like.device_mesh, like.placements)
+
+# %% ../nbs/06_pretraining.ipynb #2b0c0a68
 class Muon(torch.optim.Optimizer):
     "Momentum whose steps are orthogonal matrices; for two-dimensional weights only."
 
@@ -190,11 +205,12 @@ class Muon(torch.optim.Optimizer):
         state["momentum"].lerp_(weight.grad, share)
         ahead = weight.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's look ahead
         weight.mul_(1 - group["lr"] * group["weight_decay"])
-        parts = group["parts"] or [len(weight)]
-        for rows, step in zip(weight.split(parts), ahead.split(parts), strict=True):
-            scale = 0.2 * math.sqrt(max(step.shape))
-            step = orthogonalise(step, group["turns"], group["dtype"])
-            rows.add_(step.to(rows.dtype), alpha=-group["lr"] * scale)
+        steps = [
+            orthogonalise(part, group["turns"], group["dtype"]) * (0.2 * math.sqrt(max(part.shape)))
+            for part in _whole(ahead).split(group["parts"] or [len(weight)])
+        ]
+        step = torch.cat(steps).to(weight.dtype)
+        weight.add_(_slice_like(step, weight), alpha=-group["lr"])
 
 # %% ../nbs/06_pretraining.ipynb #de743b7d
 @dataclass(frozen=True)
@@ -364,22 +380,6 @@ def load_checkpoint(
     return None
 
 # %% ../nbs/06_pretraining.ipynb #6330d78a
-def _whole(tensor: Tensor) -> Tensor:
-    "All of a tensor, also if each process holds a slice of it."
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def _fill(target: Tensor, values: Tensor) -> None:
-    "Copy values into a tensor, or this process's slice of them."
-    if hasattr(target, "full_tensor"):
-        from torch.distributed.tensor import distribute_tensor
-
-        values = distribute_tensor(
-            values.to(target.device), target.device_mesh, target.placements
-        )
-    target.copy_(values)
-
-
 def collect_weights(
     model: nn.Module,  # in training
 ) -> dict[str, Tensor]:  # name -> whole tensor; a shared one once
@@ -406,13 +406,11 @@ def _restore(
     assert groups and set(weights) == set(tensors["model"])
     with torch.no_grad():
         for name, values in tensors["model"].items():
-            _fill(weights[name], values)
+            weights[name].copy_(_slice_like(values, weights[name]))
         for name, values in tensors["optimiser"].items():
             weight, key = weights[name.rsplit("/", 1)[0]], name.rsplit("/", 1)[1]
             if values.shape == weight.shape:
-                like = torch.zeros_like(weight)
-                _fill(like, values)
-                values = like
+                values = _slice_like(values, weight)
             owner[weight].state[weight][key] = values
 
 
@@ -451,34 +449,43 @@ class Learner(nn.Module):
         return self.objective.loss(self.model, part)
 
 # %% ../nbs/06_pretraining.ipynb #6cc2dd0f
+def _shard(learner: nn.Module, dtype: torch.dtype, accelerator: "Accelerator") -> None:
+    "Cut the weights of each block, then the rest, into one slice per process."
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    narrow = dtype != torch.float32
+    policy = MixedPrecisionPolicy(*((dtype, torch.float32) if narrow else ()))
+    for part in learner.to(accelerator.device).modules():
+        if isinstance(part, nn.ModuleList):
+            for block in part:
+                fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(learner, mesh=mesh, mp_policy=policy)
+
+
 def _prepare(
     model: nn.Module, objective: Objective, settings: TrainSettings
 ) -> tuple["Accelerator", nn.Module, list[Any]]:
     "The accelerator, the wrapped learner and its optimisers."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import FullyShardedDataParallelPlugin
 
     on_cpu = settings.device == "cpu" or choose_device().type == "cpu"
-    state = PartialState(cpu=on_cpu)
-    dtype = training_dtype(state.device, settings.precision)
-    plugin = None
-    if settings.shard and state.num_processes > 1:
-        lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
-        blocks = sorted({type(block).__name__ for part in lists for block in part})
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=blocks, cpu_ram_efficient_loading=False,
-        )
+    dtype = training_dtype(PartialState(cpu=on_cpu).device, settings.precision)
     AcceleratorState._reset_state()  # an earlier training may have had another precision
-    accelerator = Accelerator(
-        mixed_precision="bf16" if dtype == torch.bfloat16 else "no", cpu=on_cpu, fsdp_plugin=plugin
-    )
+    precision = "bf16" if dtype == torch.bfloat16 else "no"
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
+    learner = Learner(model, objective)
+    sharded = settings.shard and accelerator.num_processes > 1
+    if sharded:
+        _shard(learner, dtype, accelerator)
+    learner = accelerator.prepare_model(learner, evaluation_mode=sharded)  # true: no second wrapper
     optimisers = build_optimisers(model, settings, dtype)
-    learner, *optimisers = accelerator.prepare(Learner(model, objective), *optimisers)
+    optimisers = [accelerator.prepare_optimizer(one) for one in optimisers]
     return accelerator, torch.compile(learner) if settings.compile else learner, optimisers
 
-
+# %% ../nbs/06_pretraining.ipynb #265475fa
 def keep_memory() -> bool:  # whether the allocator could be told
     "Tell glibc to keep freed memory: fetching it again each step costs a tenth to a quarter."
     if sys.platform != "linux":
