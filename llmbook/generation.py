@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typical', 'penalise_repetition', 'ban_repeated_ngrams', 'Sampling',
            'read_sampling', 'adjust_logits', 'choose_token', 'KeyValueCache', 'next_logits', 'Piece', 'end_tokens',
-           'stream', 'Completion', 'complete', 'chat_ids']
+           'stream', 'Completion', 'complete', 'chat_ids', 'Beam', 'beam_search', 'contrastive_search', 'Matrix',
+           'LeanDecoder', 'states']
 
 # %% ../nbs/07_generation.ipynb #86df2a86
 import difflib
@@ -21,13 +22,14 @@ import torch
 import torch.nn.functional as F
 
 # %% ../nbs/07_generation.ipynb #8cd804d1
+from .architecture import attend, export_tensors
 from .core import InputError, SettingsError
 
 # %% ../nbs/07_generation.ipynb #54280107
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from llmbook.architecture import DecoderSettings
+    from llmbook.architecture import Decoder, DecoderSettings
 
 # %% ../nbs/07_generation.ipynb #96bacfb4
 def keep_top_k(
@@ -257,9 +259,12 @@ def next_logits(
     cache: Any = None,  # a `KeyValueCache`; none: `ids` is all there is
 ) -> torch.Tensor:  # (b, v), float32
     "Scores of the token that follows."
-    last = model.states(ids, cache)[:, -1]
+    return _score(model, model.states(ids, cache)[:, -1])
+
+
+def _score(model: Any, states: torch.Tensor) -> torch.Tensor:
     head = getattr(model, "head", None)
-    return (head(last) if head is not None else last @ model.output_weight.T).float()
+    return (head(states) if head is not None else states @ model.output_weight.T).float()
 
 # %% ../nbs/07_generation.ipynb #ebfdd704
 class _Text:
@@ -344,7 +349,7 @@ def stream(
 def _stream(model, tokenizer, ids, sampling, cancelled) -> Iterator[Piece]:
     most = min(sampling.max_tokens, model.settings.context - len(ids))
     words, ends, generator = _Text(tokenizer, sampling.stop), end_tokens(tokenizer), _chance(sampling)
-    cache = KeyValueCache(model.settings, len(ids) + most, like=model.output_weight)
+    cache = KeyValueCache(model.settings, len(ids) + most, like=model.norm.weight)
     fresh = ids
     for left in range(most - 1, -1, -1):
         if cancelled():
@@ -441,3 +446,238 @@ def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
             raise InputError(f"role {entry.get('role')!r}", ", ".join(roles))
         if not isinstance(entry.get("content"), str):
             raise InputError(f"content {entry.get('content')!r:.60}", "text")
+
+# %% ../nbs/07_generation.ipynb #c734d7a7
+class Beam(NamedTuple):
+    "One continuation found by a search."
+
+    tokens: tuple[int, ...]  # generated, the end token included
+    score: float  # log-probability / length ** length_penalty [nats]
+
+
+def _extend(logits: torch.Tensor, open_beams: list, ends: frozenset[int], size: int) -> list:
+    "The likeliest (log-probability, row, token) of all beams, best first."
+    start = torch.tensor([score for score, _ in open_beams], device=logits.device)
+    scores = logits.log_softmax(-1) + start[:, None]
+    best, places = scores.flatten().topk(min(max(2, 1 + len(ends)) * size, scores.numel()))
+    v = logits.shape[-1]
+    return [(s, at // v, at % v) for s, at in zip(best.tolist(), places.tolist(), strict=True)]
+
+# %% ../nbs/07_generation.ipynb #999cd558
+def beam_search(
+    model: Any,  # a `Decoder`, a `LeanDecoder`, or anything with `settings` and `states`
+    prompt_ids: Sequence[int],  # the prompt's tokens
+    beams: int = 4,  # beginnings kept at once, from 1 to 64
+    max_tokens: int = 64,  # most tokens to generate
+    ends: frozenset[int] = frozenset(),  # tokens that end a continuation
+    length_penalty: float = 1.0,  # power of the length; 0: the plain log-probability
+) -> list[Beam]:  # best first, at most `beams`
+    "Find likely continuations."
+    ids, most, cache = _search_setup(model, prompt_ids, beams, max_tokens)
+    running, finished = [(0.0, ())], []
+    fresh, rows = torch.tensor([ids], device=cache.keys.device), [0]
+    for length in range(1, most + 1):
+        with torch.inference_mode():
+            cache.select(torch.tensor(rows, device=cache.keys.device))
+            found = _extend(next_logits(model, fresh, cache), running, ends, beams)
+        found = [(score, row, (*running[row][1], token)) for score, row, token in found]
+        closed = [c for c in found[:beams] if c[2][-1] in ends or length == most]
+        finished += [Beam(tokens, score / length**length_penalty) for score, _, tokens in closed]
+        finished = sorted(finished, key=lambda beam: -beam.score)[:beams]
+        going = [c for c in found if c[2][-1] not in ends][:beams]
+        running, rows = [(score, tokens) for score, _, tokens in going], [row for _, row, _ in going]
+        worst = finished[-1].score if len(finished) == beams else -math.inf
+        if not running or running[0][0] / length**length_penalty <= worst:
+            break
+        last = [[tokens[-1]] for _, tokens in running]
+        fresh = torch.tensor(last, device=cache.keys.device)
+    return finished
+
+
+def _search_setup(model: Any, prompt_ids: Sequence[int], rows: int, max_tokens: int) -> tuple:
+    if not 1 <= rows <= 64:
+        raise SettingsError(f"a search over {rows} continuations", "1 to 64")
+    if max_tokens < 1:
+        raise SettingsError(f"max_tokens = {max_tokens}", "1 or more")
+    ids = list(prompt_ids)
+    _check_prompt(ids, model.settings)
+    most = min(max_tokens, model.settings.context - len(ids))
+    return ids, most, KeyValueCache(model.settings, len(ids) + most, like=model.norm.weight)
+
+# %% ../nbs/07_generation.ipynb #a3c8e79e
+def contrastive_search(
+    model: Any,  # a `Decoder`, a `LeanDecoder`, or anything with `settings` and `states`
+    prompt_ids: Sequence[int],  # the prompt's tokens
+    candidates: int = 4,  # likeliest tokens compared, from 1 to 64
+    penalty: float = 0.6,  # α in [0, 1]; 0: greedy
+    max_tokens: int = 64,  # most tokens to generate
+    ends: frozenset[int] = frozenset(),  # tokens that end a continuation
+) -> list[int]:  # generated tokens, the end token included
+    "Take tokens that are likely and yet say something new."
+    if not 0 <= penalty <= 1:
+        raise SettingsError(f"penalty = {penalty}", "a number from 0 to 1")
+    ids, most, cache = _search_setup(model, prompt_ids, candidates, max_tokens)
+    device, chosen = cache.keys.device, []
+    with torch.inference_mode():
+        states = model.states(torch.tensor([ids], device=device), cache)[0]
+        logits = _score(model, states[-1:])[0]
+        while len(chosen) < most:
+            chances, tokens = logits.softmax(-1).topk(candidates)
+            cache.select(torch.zeros(candidates, dtype=torch.long, device=device))
+            fresh = model.states(tokens[:, None], cache)[:, -1]
+            alike = F.normalize(fresh, dim=-1) @ F.normalize(states, dim=-1).T
+            best = ((1 - penalty) * chances - penalty * alike.amax(-1)).argmax().view(1)
+            chosen.append(int(tokens[best]))
+            if chosen[-1] in ends:
+                break
+            cache.select(best)
+            states, logits = torch.cat([states, fresh[best]]), _score(model, fresh[best])[0]
+    return chosen
+
+# %% ../nbs/07_generation.ipynb #3b96b7a4
+class Matrix:
+    "A weight (out, in) that multiplies rows of numbers."
+
+    def __init__(
+        self,
+        weight: torch.Tensor,  # (out, in)
+    ):
+        self.weight = weight.detach()
+
+    def __call__(
+        self,
+        x: torch.Tensor,  # (n, in)
+    ) -> torch.Tensor:  # (n, out)
+        "Multiply."
+        return F.linear(x, self.weight)
+
+    def rows(
+        self,
+        ids: torch.Tensor,  # (n,) row numbers
+    ) -> torch.Tensor:  # (n, in) in floating point
+        "Look up rows, as an embedding does."
+        return self.weight[ids]
+
+    def take(
+        self,
+        order: torch.Tensor,  # (out,) row numbers
+    ) -> "Matrix":  # with its rows in that order
+        "Reorder the rows."
+        return Matrix(self.weight[order])
+
+    @staticmethod
+    def join(
+        parts: "Sequence[Matrix]",  # with equal `in`
+    ) -> "Matrix":  # with all their rows
+        "Put matrices on top of each other."
+        return Matrix(torch.cat([part.weight for part in parts]))
+
+# %% ../nbs/07_generation.ipynb #93d6bb1b
+class _Layer(NamedTuple):
+    attention_norm: torch.Tensor  # (d,)
+    mix: Matrix  # queries and keys (reordered), values
+    out: Matrix
+    feed_norm: torch.Tensor  # (d,)
+    up: Matrix  # gate, then up
+    down: Matrix
+
+
+def _prepare_layer(weights: Mapping[str, Any], layer: int, settings: "DecoderSettings") -> _Layer:
+    part = lambda name: weights[f"model.layers.{layer}.{name}.weight"]
+    e = settings.channels
+    pairs = torch.arange(e).view(2, e // 2).T.flatten()
+    order = lambda heads: (torch.arange(heads)[:, None] * e + pairs).flatten()
+    queries = part("self_attn.q_proj").take(order(settings.heads))
+    keys = part("self_attn.k_proj").take(order(settings.key_value_heads))
+    return _Layer(
+        part("input_layernorm"),
+        queries.join([queries, keys, part("self_attn.v_proj")]),
+        part("self_attn.o_proj"),
+        part("post_attention_layernorm"),
+        queries.join([part("mlp.gate_proj"), part("mlp.up_proj")]),
+        part("mlp.down_proj"),
+    )
+
+# %% ../nbs/07_generation.ipynb #5a5f0501
+class LeanDecoder:
+    "A decoder's weights arranged for decoding; takes the place of a `Decoder` in this chapter."
+
+    def __init__(
+        self,
+        settings: "DecoderSettings",  # shape of the model
+        weights: Mapping[str, Any],  # Llama's names → a `Matrix`, or a tensor where it has one axis
+    ):
+        self.settings, e = settings, settings.channels
+        self.embedding = weights["model.embed_tokens.weight"]
+        self.head = self.embedding if settings.tied else weights["lm_head.weight"]
+        self.layers = [_prepare_layer(weights, i, settings) for i in range(settings.depth)]
+        self.norm = torch.nn.Module()
+        self.norm.weight = norm = weights["model.norm.weight"]
+        speed = settings.rope_base ** (-torch.arange(0, e, 2, device=norm.device) / e)
+        angle = torch.arange(settings.context, device=norm.device)[:, None] * speed
+        self.turns = torch.polar(torch.ones_like(angle), angle)
+
+    @classmethod
+    def of(
+        cls,
+        decoder: "Decoder",  # any decoder; its own weights stay as they are
+        pack: Callable[[torch.Tensor], Matrix] = Matrix,  # makes a matrix of a weight
+    ) -> "LeanDecoder":  # gives the same logits, up to rounding
+        "Arrange the weights of a decoder."
+        tensors = export_tensors(decoder)
+        return cls(decoder.settings, {n: pack(w) if w.ndim == 2 else w for n, w in tensors.items()})
+
+    @property
+    def output_weight(self) -> torch.Tensor:
+        "(v, d): the matrix that turns states into logits, in floating point."
+        return self.head.rows(torch.arange(self.settings.vocabulary))
+
+# %% ../nbs/07_generation.ipynb #b44f1a83
+def states(
+    self: LeanDecoder,
+    ids: torch.Tensor,  # (b, t)
+    cache: KeyValueCache | None = None,  # what was read before; none: nothing
+) -> torch.Tensor:  # (b, t, d) normalised hidden states
+    "The last hidden states of new tokens."
+    (b, t), d = ids.shape, self.settings.width
+    cache = cache or KeyValueCache(self.settings, t, b, self.norm.weight)
+    start, end = cache.length, cache.length + t
+    if end > self.settings.context:
+        raise InputError(f"{end:,} tokens", f"up to {self.settings.context:,}, the model's context")
+    held = [part[:, :, :, :end].unbind(0) for part in (cache.keys, cache.values)]
+    fresh = [part[:, :, :, start:end].unbind(0) for part in (cache.keys, cache.values)]
+    turns = self.turns[start:end, None]
+    x = self.embedding.rows(ids.reshape(-1))
+    for layer, *memory in zip(self.layers, *held, *fresh, strict=True):
+        mixed = layer.mix(self._scale(x, layer.attention_norm))
+        x = x + layer.out(self._attend(mixed.view(b, t, -1, self.settings.channels), turns, memory))
+        gate, up = layer.up(self._scale(x, layer.feed_norm)).chunk(2, -1)
+        x = x + layer.down(F.silu(gate).mul_(up))
+    cache.length = end
+    return self._scale(x, self.norm.weight).view(b, t, d)
+
+
+def _attend(self: LeanDecoder, mixed: torch.Tensor, turns: torch.Tensor, memory: list) -> torch.Tensor:
+    (b, t, _, e), h, kv = mixed.shape, self.settings.heads, self.settings.key_value_heads
+    keys, values, new_keys, new_values = memory
+    pairs = mixed[:, :, : h + kv].float().unflatten(-1, (e // 2, 2))
+    turned = torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2)
+    new_keys.copy_(turned[:, :, h:].transpose(1, 2))
+    new_values.copy_(mixed[:, :, h + kv :].transpose(1, 2))
+    queries = turned[:, :, :h].to(mixed.dtype)
+    if t == 1:
+        grouped = queries.reshape(b, kv, h // kv, e)
+        return F.scaled_dot_product_attention(grouped, keys, values).reshape(b, h * e)
+    return attend(queries.transpose(1, 2), keys, values, causal=True).transpose(1, 2).reshape(b * t, h * e)
+
+
+def _scale(self: LeanDecoder, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    "Root-mean-square norm; one row on the CPU without its six small steps."
+    epsilon = self.settings.norm_epsilon
+    if len(x) > 1 or x.is_cuda or x.dtype != torch.float32:
+        return F.rms_norm(x, weight.shape, weight, epsilon)
+    return (x * weight).mul_(1 / math.sqrt(float(torch.dot(x[0], x[0])) / len(weight) + epsilon))
+
+
+for _method in (states, _attend, _scale):
+    setattr(LeanDecoder, _method.__name__, _method)
