@@ -160,7 +160,7 @@ _LIMITS = (
 def read_sampling(
     request: Mapping[str, Any],  # names and values, for example from a JSON body
 ) -> Sampling:  # checked
-    "Make a `Sampling` from names and values; an unknown name is an error that proposes the nearest."
+    "Make a `Sampling` of names and values; an unknown name raises and proposes the nearest."
     known = [field.name for field in fields(Sampling)]
     for name in request:
         if name not in known:
@@ -239,18 +239,13 @@ class KeyValueCache:
         rows: torch.Tensor,  # (b,) index of the sequence that each row goes on from
     ) -> None:
         "Reorder, drop or copy the sequences of the batch."
-        keys = self.keys[:, rows, :, : self.length]
-        values = self.values[:, rows, :, : self.length]
-        if len(rows) != self.keys.shape[1]:
-            shape = (self.depth, len(rows), *self.keys.shape[2:])
-            self.keys, self.values = self.keys.new_empty(shape), self.values.new_empty(shape)
-        self.keys[:, :, :, : self.length] = keys
-        self.values[:, :, :, : self.length] = values
-
-    @property
-    def bytes(self) -> int:
-        "Memory of the buffers."
-        return 2 * self.keys.numel() * self.keys.element_size()
+        for name in ("keys", "values"):
+            buffer = getattr(self, name)
+            held = buffer[:, rows, :, : self.length]
+            if len(rows) != buffer.shape[1]:
+                buffer = buffer.new_empty((self.depth, len(rows), *buffer.shape[2:]))
+            buffer[:, :, :, : self.length] = held
+            setattr(self, name, buffer)
 
 # %% ../nbs/07_generation.ipynb #be4031f7
 def next_logits(
@@ -327,10 +322,8 @@ def _check_prompt(ids: Sequence[int], settings: "DecoderSettings") -> None:
             "shorten the prompt",
         )
     if not all(0 <= token < settings.vocabulary for token in ids):
-        raise InputError(
-            f"token {max(ids) if min(ids) >= 0 else min(ids)}", f"0 to {settings.vocabulary - 1:,}",
-            "take the tokenizer that belongs to the model",
-        )
+        allowed = f"0 to {settings.vocabulary - 1:,}"
+        raise InputError("a token that the model lacks", allowed, "take the model's own tokenizer")
 
 # %% ../nbs/07_generation.ipynb #ade9cb84
 def stream(
@@ -348,7 +341,8 @@ def stream(
 
 def _stream(model, tokenizer, ids, sampling, cancelled) -> Iterator[Piece]:
     most = min(sampling.max_tokens, model.settings.context - len(ids))
-    words, ends, generator = _Text(tokenizer, sampling.stop), end_tokens(tokenizer), _chance(sampling)
+    words, ends = _Text(tokenizer, sampling.stop), end_tokens(tokenizer)
+    generator = _chance(sampling)
     cache = KeyValueCache(model.settings, len(ids) + most, like=model.norm.weight)
     fresh = ids
     for left in range(most - 1, -1, -1):
@@ -357,7 +351,8 @@ def _stream(model, tokenizer, ids, sampling, cancelled) -> Iterator[Piece]:
             return
         with torch.inference_mode():
             logits = next_logits(model, torch.tensor([fresh], device=cache.keys.device), cache)[0]
-            token = choose_token(adjust_logits(logits, ids, sampling), sampling.temperature, generator)
+            scores = adjust_logits(logits, ids, sampling)
+            token = choose_token(scores, sampling.temperature, generator)
             logprob, top = _logprobs(logits, token, sampling.logprobs)
         ids.append(token)
         fresh = [token]
@@ -371,10 +366,8 @@ def _stream(model, tokenizer, ids, sampling, cancelled) -> Iterator[Piece]:
 # %% ../nbs/07_generation.ipynb #322c716e
 def _chance(sampling: Sampling) -> torch.Generator:
     generator = torch.Generator()
-    if sampling.seed is None:
-        generator.seed()
-        return generator
-    return generator.manual_seed(sampling.seed)
+    generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed)
+    return generator
 
 
 def _logprobs(logits: torch.Tensor, token: int, count: int) -> tuple[float | None, tuple]:
@@ -438,14 +431,12 @@ def chat_ids(
 
 
 def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
-    roles = ("system", "user", "assistant")
     if not messages:
         raise InputError("a conversation without messages", "one message or more")
-    for entry in messages:
-        if entry.get("role") not in roles:
-            raise InputError(f"role {entry.get('role')!r}", ", ".join(roles))
-        if not isinstance(entry.get("content"), str):
-            raise InputError(f"content {entry.get('content')!r:.60}", "text")
+    for role, content in [(entry.get("role"), entry.get("content")) for entry in messages]:
+        if role not in ("system", "user", "assistant") or not isinstance(content, str):
+            given = f"a message of role {role!r} with content {content!r:.60}"
+            raise InputError(given, "role system, user or assistant, and text as content")
 
 # %% ../nbs/07_generation.ipynb #c734d7a7
 class Beam(NamedTuple):
@@ -485,7 +476,7 @@ def beam_search(
         finished += [Beam(tokens, score / length**length_penalty) for score, _, tokens in closed]
         finished = sorted(finished, key=lambda beam: -beam.score)[:beams]
         going = [c for c in found if c[2][-1] not in ends][:beams]
-        running, rows = [(score, tokens) for score, _, tokens in going], [row for _, row, _ in going]
+        running, rows = [(score, tokens) for score, _, tokens in going], [c[1] for c in going]
         worst = finished[-1].score if len(finished) == beams else -math.inf
         if not running or running[0][0] / length**length_penalty <= worst:
             break
@@ -495,10 +486,9 @@ def beam_search(
 
 
 def _search_setup(model: Any, prompt_ids: Sequence[int], rows: int, max_tokens: int) -> tuple:
-    if not 1 <= rows <= 64:
-        raise SettingsError(f"a search over {rows} continuations", "1 to 64")
-    if max_tokens < 1:
-        raise SettingsError(f"max_tokens = {max_tokens}", "1 or more")
+    if not 1 <= rows <= 64 or max_tokens < 1:
+        given = f"a search over {rows} continuations of {max_tokens} tokens"
+        raise SettingsError(given, "1 to 64 continuations of 1 token or more")
     ids = list(prompt_ids)
     _check_prompt(ids, model.settings)
     most = min(max_tokens, model.settings.context - len(ids))
@@ -605,7 +595,7 @@ class LeanDecoder:
     def __init__(
         self,
         settings: "DecoderSettings",  # shape of the model
-        weights: Mapping[str, Any],  # Llama's names → a `Matrix`, or a tensor where it has one axis
+        weights: Mapping[str, Any],  # Llama's names → a `Matrix`, or a tensor of one axis
     ):
         self.settings, e = settings, settings.channels
         self.embedding = weights["model.embed_tokens.weight"]
@@ -657,7 +647,7 @@ def states(
     return self._scale(x, self.norm.weight).view(b, t, d)
 
 
-def _attend(self: LeanDecoder, mixed: torch.Tensor, turns: torch.Tensor, memory: list) -> torch.Tensor:
+def _attend(self, mixed: torch.Tensor, turns: torch.Tensor, memory: list) -> torch.Tensor:
     (b, t, _, e), h, kv = mixed.shape, self.settings.heads, self.settings.key_value_heads
     keys, values, new_keys, new_values = memory
     pairs = mixed[:, :, : h + kv].float().unflatten(-1, (e // 2, 2))
@@ -668,7 +658,8 @@ def _attend(self: LeanDecoder, mixed: torch.Tensor, turns: torch.Tensor, memory:
     if t == 1:
         grouped = queries.reshape(b, kv, h // kv, e)
         return F.scaled_dot_product_attention(grouped, keys, values).reshape(b, h * e)
-    return attend(queries.transpose(1, 2), keys, values, causal=True).transpose(1, 2).reshape(b * t, h * e)
+    mixed = attend(queries.transpose(1, 2), keys, values, causal=True)
+    return mixed.transpose(1, 2).reshape(b * t, h * e)
 
 
 def _scale(self: LeanDecoder, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
