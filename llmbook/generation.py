@@ -646,7 +646,7 @@ def states(
     cache.length = end
     return self._scale(x, self.norm.weight).view(b, t, d)
 
-
+# %% ../nbs/07_generation.ipynb #e014e94b
 def _attend(self, mixed: torch.Tensor, turns: torch.Tensor, memory: list) -> torch.Tensor:
     (b, t, _, e), h, kv = mixed.shape, self.settings.heads, self.settings.key_value_heads
     keys, values, new_keys, new_values = memory
