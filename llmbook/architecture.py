@@ -175,8 +175,10 @@ def _check_heads(width: int, heads: int) -> int:
     if heads < 1 or width % heads:
         fit = [n for n in range(1, width + 1) if width % n == 0]
         near = min(fit, key=lambda n: abs(n - heads), default=1)
-        raise SettingsError(f"width {width} does not divide among {heads} heads",
-                            "a divisor of the width, or an explicit head_width", f"set heads = {near}")
+        raise SettingsError(
+            f"width {width} does not divide among {heads} heads",
+            "a divisor of the width, or an explicit head_width", f"set heads = {near}",
+        )
     return width // heads
 
 
@@ -297,8 +299,8 @@ class DecoderSettings:
                 raise SettingsError(f"{name} = {getattr(self, name)}", "1 or more", f"raise {name}")
         _check_groups(self.heads, self.key_value_heads)
         if self.channels < 2 or self.channels % 2:
-            raise SettingsError(f"heads of {self.channels} channels", "an even number, for rotary pairs",
-                                "change heads or head_width")
+            raise SettingsError(f"heads of {self.channels} channels",
+                                "an even number, for rotary pairs", "change heads or head_width")
 
     @property
     def channels(self) -> int:
@@ -323,7 +325,7 @@ class Decoder(nn.Module):
     def __init__(
         self,
         settings: DecoderSettings,  # its shape
-        kernel: Callable[..., Tensor] = attend,  # how heads attend: `attend`, `naive_attention`, …
+        kernel: Callable[..., Tensor] = attend,  # how heads attend, as in `Attention`
     ):
         super().__init__()
         self.settings = s = settings
@@ -376,7 +378,8 @@ def states(
     try:
         x = self.embedding(ids)
     except IndexError:
-        raise InputError(f"token id {int(ids.max())}", f"0 to {self.settings.vocabulary - 1}",
+        wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+        raise InputError(f"token id {wrong}", f"0 to {self.settings.vocabulary - 1}",
                          "use the tokenizer that belongs to the model") from None
     rotary = self.rotary(start, stop)
     for layer, block in enumerate(self.blocks):
@@ -479,8 +482,8 @@ def read_llama_config(
             c.get("tie_word_embeddings", False), c.get("head_dim"),
         )
     except (KeyError, TypeError) as error:
-        raise InputError(f"config.json cannot be used ({error!r})", "a complete Llama configuration",
-                         "fetch the model again") from None
+        raise InputError(f"config.json cannot be used ({error!r})",
+                         "a complete Llama configuration", "fetch the model again") from None
 
 # %% ../nbs/04_architecture.ipynb #6b6ca964
 def export_tensors(
@@ -577,7 +580,8 @@ def save_decoder(
         with atomic_write(folder / "model.safetensors") as stream:
             save_file(tensors, stream.name, {"format": "pt"})
     except SafetensorError as error:
-        raise ResourceError(f"`{folder}` cannot be written ({error})", do="free some space") from None
+        do = "free some space and start again"
+        raise ResourceError(f"`{folder}` cannot be written: {error}", do=do) from None
     write_json(folder / "generation_config.json", stops)
     write_json(folder / "config.json", config | stops)
     seal(folder)
