@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['END_OF_TEXT', 'SPECIAL_TOKENS', 'SPLIT_PATTERN', 'CHAT_TEMPLATE', 'SPLITS', 'byte_letters', 'list_tokens',
            'textbook_bpe', 'split_words', 'count_words', 'train_bpe', 'bpe_encode', 'BytePairs', 'train_tokenizer',
-           'TokenView', 'encode_plain', 'load_tokenizer', 'identify_tokenizer', 'DocumentEncoder', 'choose_integer',
-           'write_shard', 'TokenShard', 'TokenizerSettings', 'EncodingSettings', 'build_tokenizer', 'encode_corpus']
+           'TokenView', 'encode_plain', 'load_tokenizer', 'identify_tokenizer', 'WordMemory', 'DocumentEncoder',
+           'choose_integer', 'write_shard', 'TokenShard', 'TokenizerSettings', 'EncodingSettings', 'build_tokenizer',
+           'encode_corpus']
 
 # %% ../nbs/02_tokenization.ipynb #90aa92bb
 import functools
@@ -19,7 +20,7 @@ import re
 
 # %% ../nbs/02_tokenization.ipynb #217946ca
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -387,41 +388,59 @@ def identify_tokenizer(
     return hash_json([parts[k] for k in ("model", "pre_tokenizer", "normalizer", "added_tokens")])
 
 # %% ../nbs/02_tokenization.ipynb #ac0a17db
+class WordMemory:
+    "Token ids of texts, each different pre-token encoded once."
+
+    def __init__(
+        self,
+        cut: Callable[[str], list[str]],  # text → pieces; each has the same ids anywhere
+        encode: Callable[[list[str]], list[list[int]]],  # pieces → ids of each
+        capacity: int = 1_000_000,  # pieces remembered, at most
+    ):
+        self.cut, self.encode, self.capacity = cut, encode, capacity
+        self.known: dict[str, list[int]] = {}
+
+    def look_up(
+        self,
+        texts: Iterable[str],  # any texts
+    ) -> tuple[np.ndarray, np.ndarray]:  # ids of all; n + 1 offsets: each begins, the last ends
+        "Encode texts into one flat array."
+        cut = list(map(self.cut, texts))
+        words = list(itertools.chain.from_iterable(cut))
+        new = list(set(words) - self.known.keys())
+        self.known.update(zip(new, self.encode(new), strict=True))
+        rows = list(map(self.known.__getitem__, words))
+        ends = np.cumsum([0, *map(len, rows)])[np.cumsum([0, *map(len, cut)])]
+        ids = np.fromiter(itertools.chain.from_iterable(rows), np.int64, ends[-1])
+        if len(self.known) > self.capacity:
+            self.known.clear()
+        for word in new:
+            if len(word) > 100:
+                self.known.pop(word, None)
+        return ids, ends
+
+# %% ../nbs/02_tokenization.ipynb #31c98e17
 class DocumentEncoder:
     "Encode documents through a memory of pre-tokens, into the tokenizer's own ids."
 
     def __init__(
         self,
         tokenizer: "PreTrainedTokenizerFast",  # any fast tokenizer with an end-of-text token
-        capacity: int = 1_000_000,  # pre-tokens remembered, at most
     ):
-        self.tokenizer, self.capacity = tokenizer, capacity
-        self.known: dict[str | None, list[int]] = {None: [tokenizer.eos_token_id]}
         mine = json.loads(_untrained().to_str())
         theirs = json.loads(tokenizer.backend_tokenizer.to_str())
-        self.same_cuts = all(mine[k] == theirs[k] for k in ("pre_tokenizer", "normalizer"))
+        same = all(mine[part] == theirs[part] for part in ("pre_tokenizer", "normalizer"))
+        cut = lambda text: split_words(text) if same and text.isascii() else [text]
+        self.end = tokenizer.eos_token_id
+        self.memory = WordMemory(cut, functools.partial(encode_plain, tokenizer))
 
     def encode(
         self,
         texts: Sequence[str],  # documents
     ) -> tuple[np.ndarray, np.ndarray]:  # ids, each document closed by end-of-text; start offsets
         "Encode documents into one flat array."
-        if not texts:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        whole = [not self.same_cuts or not text.isascii() for text in texts]
-        cut = [
-            [*([text] if uncut else split_words(text)), None]
-            for text, uncut in zip(texts, whole, strict=True)
-        ]
-        words = list(itertools.chain.from_iterable(cut))
-        new = list(set(words) - self.known.keys())
-        self.known.update(zip(new, encode_plain(self.tokenizer, new), strict=True))
-        rows = list(map(self.known.__getitem__, words))
-        ids = np.fromiter(itertools.chain.from_iterable(rows), np.int64)
-        ends = np.cumsum(np.fromiter(map(len, rows), np.int64))[np.cumsum(list(map(len, cut))) - 1]
-        for word in new if len(self.known) > self.capacity else (w for w in new if len(w) > 100):
-            del self.known[word]
-        return ids, np.concatenate([[0], ends])[: len(texts)]
+        ids, offsets = self.memory.look_up(texts)
+        return np.insert(ids, offsets[1:], self.end), offsets[:-1] + np.arange(len(texts))
 
 # %% ../nbs/02_tokenization.ipynb #63e0397e
 def choose_integer(

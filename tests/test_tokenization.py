@@ -247,9 +247,10 @@ def test_large_vocabularies_take_four_bytes():
 
 
 def test_memory_of_words_is_bounded(tokenizer):
-    encoder = DocumentEncoder(tokenizer, capacity=50)
+    encoder = DocumentEncoder(tokenizer)
+    encoder.memory.capacity = 50
     random.seed(0)
     for _ in range(20):
         text = "".join(random.choice("abc ") for _ in range(400))
         assert encoder.encode([text])[0].tolist() == [*encode_plain(tokenizer, [text])[0], 0]
-        assert len(encoder.known) <= 51
+        assert len(encoder.memory.known) <= 50
