@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 from fastcore.basics import patch
+from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #75aeeee3
 if TYPE_CHECKING:
@@ -314,7 +315,7 @@ def _peak_memory(reset: bool = False) -> int:
 
 # %% ../nbs/00_core.ipynb #431da52e
 class Meter:
-    "Measure a block: `seconds`, `cpu_seconds`, `peak_memory` [bytes], `joules`, `joules_from`."
+    "Measure a block: `seconds`, `cpu_seconds`, `peak_memory` in bytes, `joules` and their source."
 
     counter = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 
@@ -570,10 +571,8 @@ def progress(
     label: str = "",  # what is being done
     total: float | None = None,  # how many units there are, if `items` cannot tell
     unit: str = "it",  # name of a unit
-):  # a tqdm bar: iterate over it, or use it as a context manager
+) -> tqdm:  # iterate over it, or use it as a context manager
     "A progress bar that is silent when nobody watches a terminal."
-    from tqdm import tqdm
-
     quiet = not sys.stderr.isatty()
     return tqdm(items, label, total, unit=unit, disable=quiet, leave=False, dynamic_ncols=True)
 

@@ -64,6 +64,7 @@ def read_page(path: Path) -> dict:
     body = "\n\n".join(cell_markdown(cell) for cell in cells)
     body = re.sub(r"\]\(/blob/main/llmbook/(\w+)\.py(#L\d+)?\)", r"](source/\1.html\2)", body)
     body = re.sub(r"\]\(/(\w+\.html)", r"](\1", body)
+    body = re.sub(r"\]\((?:\d+[a-z]?_)?(\w+)\.ipynb", r"](\1.html", body)
     return {"notebook": path.name, "file": front.get("output-file", f"{path.stem}.html"), "body": body, **front}
 
 
