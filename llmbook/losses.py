@@ -153,15 +153,15 @@ def choose_chunk(
     vocabulary: int,  # v
     device: str = "cpu",  # type of the device
 ) -> int:  # rows at a time
-    "As many rows as make logits of 4 MB on a CPU (its cache) or 256 MB elsewhere, but 64 at least."
+    "As many rows as make logits of 4 MB on a CPU or 256 MB elsewhere, but 64 at least."
     return max(64, (2**20 if device == "cpu" else 2**26) // vocabulary)
 
 # %% ../nbs/05_losses.ipynb #65b55df2
 def info_nce(
     queries: Tensor,  # (n, d), any length
-    keys: Tensor,  # (m, d), m ≥ n: the first n answer the queries, the rest are extra negatives
+    keys: Tensor,  # (m, d), m ≥ n: the first n answer the queries, later ones are negatives
     temperature: float | Tensor = 0.07,  # smaller: only the hardest rivals count
-    exclude: Tensor | None = None,  # (n, m) of bool: pairs that are no negatives, such as duplicates
+    exclude: Tensor | None = None,  # (n, m) of bool: pairs that are no negatives (duplicates)
 ) -> Tensor:  # scalar, nats: how hard it is to find one's own key
     "Find each query's own key among all keys (van den Oord and others, 2018)."
     _check_pairs(queries, keys)
@@ -175,9 +175,9 @@ def info_nce(
 
 def ranking_loss(
     queries: Tensor,  # (n, d)
-    documents: Tensor,  # (m, d), m ≥ n: document i answers query i, later ones are hard negatives
+    documents: Tensor,  # (m, d), m ≥ n: document i answers query i, later ones are negatives
     scale: float = 20.0,  # factor on the cosine, one over the temperature
-    exclude: Tensor | None = None,  # (n, m) of bool: pairs that are no negatives, such as duplicates
+    exclude: Tensor | None = None,  # (n, m) of bool: pairs that are no negatives (duplicates)
 ) -> Tensor:  # scalar, nats
     "Multiple negatives ranking (Henderson and others, 2017), as in sentence-transformers."
     return info_nce(queries, documents, 1 / scale, exclude)
