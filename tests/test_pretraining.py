@@ -19,10 +19,10 @@ import torch
 
 from llmbook.architecture import Decoder, DecoderSettings, load_decoder
 from llmbook.core import InputError, ResourceError, SettingsError, write_json
-from llmbook.pretraining import (
-    Autoregressive, PretrainSettings, TrainSettings, Windows, collect_weights, heldout_windows,
-    load_checkpoint, plan_cost, pretrain, save_checkpoint, schedule_rate, train,
-)
+from llmbook.objectives import Autoregressive, Windows, heldout_windows
+from llmbook.optimisation import TrainSettings, schedule_rate
+from llmbook.pretraining import PretrainSettings, plan_cost, pretrain
+from llmbook.training import collect_weights, load_checkpoint, save_checkpoint, train
 
 SHAPE = DecoderSettings(64, 2, 32, 2, 2, 48, 16)
 SETTINGS = TrainSettings(steps=40, precision="float32", device="cpu", checkpoint_every=1)
