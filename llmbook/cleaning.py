@@ -153,6 +153,9 @@ def clean_text(
     return text
 
 # %% ../nbs/01c_cleaning.ipynb #711dcc58
+_POINTER = re.compile(r"(scalar method identical|see |same as |refer to |alias (of|for) )", re.I)
+
+
 def judge_noise(
     text: str,  # body of a document
     least: int = 24,  # characters below which it says nothing
@@ -160,6 +163,8 @@ def judge_noise(
     "Say why a text is not worth learning from."
     if len(text) < least:
         return f"fewer than {least} characters"
+    if len(text) < 200 and "\n\n" not in text and _POINTER.match(text):
+        return "only points elsewhere"
     letters = sum(map(len, re.findall(r"[^\W\d_]+", text)))
     if letters < 0.4 * len(re.sub(r"\s+", "", text)):
         return "fewer than 40 % letters"

@@ -293,6 +293,7 @@ class CorpusSettings:
     licences: tuple[str, ...] = ALLOWED  # SPDX identifiers that are allowed
     on_disallowed: Literal["drop", "fail"] = "drop"  # what happens to texts of other licences
     language: str = "en"  # BCP 47 code of a folder's or dataset's texts
+    whole: tuple[str, ...] = ("python",)  # distributions of which every text is kept, twins too
     near_duplicate_threshold: float = 0.8  # Jaccard's likeness that counts as equal, 0 to 1
     leakage_threshold: float = 0.5  # likeness from which texts stay on one side, 0 to 1
     validation_share: float = 0.05  # of the bytes, 0 to 0.5
@@ -325,7 +326,12 @@ def source_state(
     return [[name, found.st_size, found.st_mtime_ns] for name, found in state]
 
 # %% ../nbs/01e_data.ipynb #454f550d
-def _prepare(document: Document, ledger: Ledger, seen: set[str]) -> bool:
+def _is_whole(document: Document, settings: CorpusSettings) -> bool:
+    "Whether a document belongs to a distribution that is kept whole."
+    return document.kind != "file" and document.source.split()[0] in settings.whole
+
+
+def _prepare(document: Document, ledger: Ledger, seen: set[str], whole: bool) -> bool:
     "Clean and redact a document; false if it is noise or a copy."
     document.text = clean_text(document.text, ledger, document.symbol)
     document.text, counts = redact(document.text)
@@ -335,9 +341,9 @@ def _prepare(document: Document, ledger: Ledger, seen: set[str]) -> bool:
         ledger.note(f"{kind} redacted", document.symbol, sample=sample, count=count)
     body = document.body
     key, size = hash_text(body), len(document.text.encode())
-    if reason := judge_noise(body):
+    if reason := "" if whole else judge_noise(body):
         ledger.note("noise documents", document.symbol, size, reason, body)
-    elif key in seen:
+    elif key in seen and not whole:
         ledger.note("exact duplicates", document.symbol, size, "a text that came before", body)
     else:
         seen.add(key)
@@ -358,7 +364,7 @@ def _collect(settings: CorpusSettings, ledger: Ledger) -> list[Document]:
             refused[document.source] = licence
             lost = len(document.text.encode("utf-8", "replace"))
             ledger.note("licence not allowed", document.source, lost, licence)
-        elif _prepare(document, ledger, seen):
+        elif _prepare(document, ledger, seen, _is_whole(document, settings)):
             kept.append(document)
             size += len(document.text.encode())
             if size >= limit:
@@ -373,13 +379,14 @@ def _collect(settings: CorpusSettings, ledger: Ledger) -> list[Document]:
 
 # %% ../nbs/01e_data.ipynb #7f50e3cf
 def _without_twins(
-    documents: list[Document], threshold: float, ledger: Ledger
+    documents: list[Document], settings: CorpusSettings, ledger: Ledger
 ) -> list[Document]:
-    "The first document of each near-duplicate cluster."
-    labels = find_near_duplicates([document.body for document in documents], threshold)
+    "The first document of each near-duplicate cluster, and what is kept whole."
+    bodies = [document.body for document in documents]
+    labels = find_near_duplicates(bodies, settings.near_duplicate_threshold)
     kept = []
     for i, (document, first) in enumerate(zip(documents, labels.tolist(), strict=True)):
-        if first == i:
+        if first == i or _is_whole(document, settings):
             kept.append(document)
         else:
             size, like = len(document.text.encode()), f"like {documents[first].symbol}"
@@ -406,7 +413,7 @@ def build_corpus(
     "Make a corpus: read, clean, redact, license, de-duplicate, split, ask, describe."
     ledger = Ledger()
     documents = _collect(settings, ledger)
-    documents = _without_twins(documents, settings.near_duplicate_threshold, ledger)
+    documents = _without_twins(documents, settings, ledger)
     bodies = [document.body for document in documents]
     clusters = find_near_duplicates(bodies, settings.leakage_threshold)
     shares = (settings.validation_share, settings.test_share)

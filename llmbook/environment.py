@@ -206,10 +206,14 @@ def _compiled(thing: Any) -> bool:
     return callable(thing) and not hasattr(thing, "__code__") and not inspect.ismodule(thing)
 
 
-def _owned(thing: Any, module: str) -> bool:
-    "Whether a public module is the home of an object."
-    owner = getattr(thing, "__module__", None) or module
-    return owner == module or module == "builtins" or _private(owner) or owner in ASLEEP
+def _owned(thing: Any, key: str, module: Any) -> bool:
+    "Whether a public module is the home of an object, or offers it for a private one."
+    name, offered = module.__name__, getattr(module, "__all__", None)
+    owner = getattr(thing, "__module__", None) or name
+    if owner == name or name == "builtins" or owner.strip("_") == name:
+        return True
+    hidden = _private(owner) or owner in ASLEEP
+    return hidden and key in offered if offered is not None else owner in ASLEEP
 
 
 def _own_text(thing: Any) -> str:
@@ -243,7 +247,7 @@ def _read_runtime(name: str) -> _Module:
         found.text = inspect.getdoc(module) or ""
     for key, thing in sorted(vars(module).items()):
         text = _own_text(thing)
-        if not key.startswith("_") and text and _compiled(thing) and _owned(thing, name):
+        if not key.startswith("_") and text and _compiled(thing) and _owned(thing, key, module):
             found.defined.add(key)
             found.objects += _compiled_objects(key, thing, text)
     return found
