@@ -315,7 +315,7 @@ def _peak_memory(reset: bool = False) -> int:
 
 # %% ../nbs/00_core.ipynb #431da52e
 class Meter:
-    "Measure a block: `seconds`, `cpu_seconds`, `peak_memory` in bytes, `joules` and their source."
+    "Measure a block: seconds, processor seconds, peak memory in bytes, joules and their source."
 
     counter = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 
@@ -330,7 +330,8 @@ class Meter:
         self.peak_memory = _peak_memory()
         energy = self._counter()
         counted = energy is not None and self._energy is not None and energy >= self._energy
-        self.joules = (energy - self._energy) / 1e6 if counted else self.cpu_seconds * WATTS_PER_CORE
+        estimate = self.cpu_seconds * WATTS_PER_CORE
+        self.joules = (energy - self._energy) / 1e6 if counted else estimate
         self.joules_from = "processor counter" if counted else f"{WATTS_PER_CORE:g} W per busy core"
 
     @staticmethod
@@ -438,7 +439,7 @@ def _versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
     return found
 
-
+# %% ../nbs/00_core.ipynb #8a90c817
 @patch
 def _execute(self: Run, stage: Stage) -> dict[str, Any]:
     "Run one stage into a partial folder and rename it when it is whole."
