@@ -153,8 +153,8 @@ def choose_chunk(
     vocabulary: int,  # v
     device: str = "cpu",  # type of the device
 ) -> int:  # rows at a time
-    "As many rows as make logits of 4 MB on a CPU or 256 MB elsewhere, but 64 at least."
-    return max(64, (2**20 if device == "cpu" else 2**26) // vocabulary)
+    "As many rows as make logits of 32 MB on a CPU or 256 MB elsewhere, but 64 at least."
+    return max(64, (2**23 if device == "cpu" else 2**26) // vocabulary)
 
 # %% ../nbs/05_losses.ipynb #65b55df2
 def info_nce(
