@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typical', 'penalise_repetition', 'ban_repeated_ngrams', 'Sampling',
-           'read_sampling', 'adjust_logits', 'choose_token', 'KeyValueCache', 'next_logits', 'Piece', 'end_tokens',
-           'stream', 'Completion', 'complete', 'chat_ids', 'Beam', 'beam_search', 'contrastive_search', 'Matrix',
-           'LeanDecoder', 'states']
+           'read_sampling', 'adjust_logits', 'choose_token', 'KeyValueCache', 'next_logits', 'score_states', 'Piece',
+           'end_tokens', 'stream', 'Completion', 'complete', 'chat_ids', 'Beam', 'beam_search', 'contrastive_search',
+           'Matrix', 'LeanDecoder', 'states']
 
 # %% ../nbs/07_generation.ipynb #86df2a86
 import difflib
@@ -254,10 +254,14 @@ def next_logits(
     cache: Any = None,  # a `KeyValueCache`; none: `ids` is all there is
 ) -> torch.Tensor:  # (b, v), float32
     "Scores of the token that follows."
-    return _score(model, model.states(ids, cache)[:, -1])
+    return score_states(model, model.states(ids, cache)[:, -1])
 
 
-def _score(model: Any, states: torch.Tensor) -> torch.Tensor:
+def score_states(
+    model: Any,  # a `Decoder` or a `LeanDecoder`
+    states: torch.Tensor,  # (n, d) of its `states`
+) -> torch.Tensor:  # (n, v) logits, float32
+    "Turn hidden states into scores."
     head = getattr(model, "head", None)
     return (head(states) if head is not None else states @ model.output_weight.T).float()
 
@@ -510,7 +514,7 @@ def contrastive_search(
     device, chosen = cache.keys.device, []
     with torch.inference_mode():
         states = model.states(torch.tensor([ids], device=device), cache)[0]
-        logits = _score(model, states[-1:])[0]
+        logits = score_states(model, states[-1:])[0]
         while len(chosen) < most:
             chances, tokens = logits.softmax(-1).topk(candidates)
             cache.select(torch.zeros(candidates, dtype=torch.long, device=device))
@@ -521,7 +525,7 @@ def contrastive_search(
             if chosen[-1] in ends:
                 break
             cache.select(best)
-            states, logits = torch.cat([states, fresh[best]]), _score(model, fresh[best])[0]
+            states, logits = torch.cat([states, fresh[best]]), score_states(model, fresh[best])[0]
     return chosen
 
 # %% ../nbs/07_generation.ipynb #3b96b7a4
