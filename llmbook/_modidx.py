@@ -972,7 +972,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'llmbook.tokenization._join_ids': ('tokenization.html#_join_ids', 'llmbook/tokenization.py'),
                                       'llmbook.tokenization._neighbours': ('tokenization.html#_neighbours', 'llmbook/tokenization.py'),
                                       'llmbook.tokenization._open_array': ('tokenization.html#_open_array', 'llmbook/tokenization.py'),
-                                      'llmbook.tokenization._read_batches': ('tokenization.html#_read_batches', 'llmbook/tokenization.py'),
                                       'llmbook.tokenization._splitter': ('tokenization.html#_splitter', 'llmbook/tokenization.py'),
                                       'llmbook.tokenization._untrained': ('tokenization.html#_untrained', 'llmbook/tokenization.py'),
                                       'llmbook.tokenization.bpe_encode': ('tokenization.html#bpe_encode', 'llmbook/tokenization.py'),

@@ -204,7 +204,7 @@ def keywords(
 # %% ../nbs/01e_data.ipynb #681333b4
 _FORMS = {
     "function": ("What does {} do?", "Explain {}.", "What is {} for?", "How does {} work?"),
-    "class": ("What is {}?", "What is the class {} for?", "Explain {}.", "When would I use {}?"),
+    "class": ("What is {}?", "What is the class {} for?", "Explain {}.", "When do I use {}?"),
     "module": ("What is the module {} for?", "What does the module {} offer?"),
     "topic": ("How does {} work in Python?", "Explain Python's {}."),
 }
@@ -214,8 +214,8 @@ _ARGUMENT = ("What does the argument {} of {} mean?", "What is {} in {}?", "In {
 def _ask_named(document: Document, sections: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     "Questions that name the symbol."
     symbol, salt = document.symbol, int(document.id[:8], 16)
-    forms = _FORMS[document.kind]
-    yield forms[salt % len(forms)].format(symbol), leading_paragraphs(sections.get("", document.body))
+    forms, lead = _FORMS[document.kind], sections.get("", document.body)
+    yield forms[salt % len(forms)].format(symbol), leading_paragraphs(lead)
     call = document.text.split("\n", 1)[0]
     if "(" in document.signature and "(...)" not in call:
         form = ("How is {} called?", "What is the signature of {}?")[salt % 2]
@@ -248,7 +248,8 @@ def _ask_prose(document: Document) -> Iterator[tuple[str, str]]:
     for mark in itertools.islice(heading.finditer(text), 3):
         title = (mark["a"] or mark["b"]).strip("# *")
         following = heading.search(text, mark.end())
-        answer = leading_paragraphs(text[mark.end() : following.start() if following else len(text)])
+        end = following.start() if following else len(text)
+        answer = leading_paragraphs(text[mark.end() : end])
         if title and len(answer) > 20:
             yield f"What is said about {title}?", answer
     plain = heading.sub("", text).strip()
@@ -534,7 +535,7 @@ def _croissant(card: Mapping[str, Any]) -> dict[str, Any]:
     versions = ("http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0")
     files = [{
         "@type": "cr:FileObject", "@id": name, "name": name, "contentUrl": name, "sha256": sha256,
-        "encodingFormat": "application/vnd.apache.parquet",
+        "encodingFormat": "application/x-parquet",
     } for name, sha256 in card["files"].items()]  # fmt: skip
     return {
         "@context": _CONTEXT, "@type": "sc:Dataset", "conformsTo": list(versions),

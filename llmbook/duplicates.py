@@ -9,6 +9,7 @@ __all__ = ['SPLITS', 'hash_shingles', 'jaccard', 'minhash', 'candidate_chance', 
 # %% ../nbs/01d_duplicates.ipynb #06556581
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 
 # %% ../nbs/01d_duplicates.ipynb #742ea82d
 import numpy
@@ -51,20 +52,21 @@ def _hash_words(texts: Sequence[str]) -> tuple[numpy.ndarray, numpy.ndarray]:
 
 # %% ../nbs/01d_duplicates.ipynb #7e4d7a0d
 def _shingle_block(texts: Sequence[str], width: int) -> tuple[numpy.ndarray, numpy.ndarray]:
-    "(shingle hash, number of its text) for some texts."
+    "(shingle hashes in order of the texts, how many each text has) for some texts."
     words, owner = _hash_words(texts)
-    count, found = len(words), words.copy()
-    for step in range(1, min(width, max(count, 1))):
-        same = owner[step:] == owner[: count - step]
-        found[: count - step] += same * _mix(words[step:] + numpy.uint64(step))
-    place = numpy.arange(count)
-    left = numpy.searchsorted(owner, owner, side="right") - place  # words to the end of the text
-    keep = (left >= width) | (numpy.searchsorted(owner, owner) == place)
-    return _mix(found[keep]), owner[keep]
+    length = numpy.bincount(owner, minlength=len(texts))
+    ends = numpy.cumsum(length)
+    found = words.copy()
+    for step in range(1, min(width, max(len(words), 1))):
+        same = owner[step:] == owner[:-step]
+        found[:-step] += same * _mix(words[step:] + numpy.uint64(step))
+    keep = numpy.repeat(ends, length) - numpy.arange(len(words)) >= width
+    keep[(ends - length)[length > 0]] = True  # a short text is one shingle
+    return _mix(found[keep]), numpy.where(length, numpy.maximum(length - width + 1, 1), 0)
 
 
 def _blocks(texts: Sequence[str], size: int) -> Iterator[tuple[int, int]]:
-    "Runs of texts of about `size` characters, so that memory stays flat."
+    "Runs of texts of about `size` characters, so that the arrays stay in the processor's cache."
     start, total = 0, 0
     for i, text in enumerate(texts):
         total += len(text)
@@ -72,23 +74,27 @@ def _blocks(texts: Sequence[str], size: int) -> Iterator[tuple[int, int]]:
             yield start, i + 1
             start, total = i + 1, 0
 
+
+def _all_shingles(texts: Sequence[str], width: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+    "Hashes of all shingles, with repeats, and the offsets of the texts."
+    blocks = [_shingle_block(texts[i:j], width) for i, j in _blocks(texts, 250_000)]
+    counts = numpy.concatenate([numpy.zeros(1, numpy.int64), *(count for _, count in blocks)])
+    hashes = [found for found, _ in blocks] or [numpy.zeros(0, numpy.uint64)]
+    return numpy.concatenate(hashes), numpy.cumsum(counts)
+
 # %% ../nbs/01d_duplicates.ipynb #64df2922
 def hash_shingles(
     texts: Sequence[str],  # any texts
     width: int = 3,  # words per shingle
 ) -> tuple[numpy.ndarray, numpy.ndarray]:  # uint64 hashes and int64 offsets (texts + 1,)
     "Hash the distinct shingles of each text; text i has `hashes[offsets[i]:offsets[i + 1]]`."
-    hashes, owners = [numpy.zeros(0, numpy.uint64)], [numpy.zeros(0, numpy.int64)]
-    for start, end in _blocks(texts, 2_000_000):
-        found, owner = _shingle_block(texts[start:end], width)
-        order = numpy.lexsort((found, owner))
-        found, owner = found[order], owner[order]
-        fresh = numpy.ones(len(found), bool)
-        fresh[1:] = (found[1:] != found[:-1]) | (owner[1:] != owner[:-1])
-        hashes.append(found[fresh])
-        owners.append(owner[fresh] + start)
-    offsets = numpy.searchsorted(numpy.concatenate(owners), numpy.arange(len(texts) + 1))
-    return numpy.concatenate(hashes), offsets
+    found, offsets = _all_shingles(texts, width)
+    owner = numpy.repeat(numpy.arange(len(texts)), numpy.diff(offsets))
+    order = numpy.lexsort((found, owner))
+    found, owner = found[order], owner[order]
+    fresh = numpy.ones(len(found), bool)
+    fresh[1:] = (found[1:] != found[:-1]) | (owner[1:] != owner[:-1])
+    return found[fresh], numpy.searchsorted(owner[fresh], numpy.arange(len(texts) + 1))
 
 
 def jaccard(
@@ -119,13 +125,16 @@ def _signatures(
     random = numpy.random.default_rng(seed)
     factor = random.integers(0, 2**32, permutations, numpy.uint32) | numpy.uint32(1)
     shift = random.integers(0, 2**32, permutations, numpy.uint32)
-    low, high = hashes.astype(numpy.uint32), (hashes >> numpy.uint64(32)).astype(numpy.uint32)
     found = numpy.full((len(offsets) - 1, permutations), 2**32 - 1, numpy.uint32)
-    for start, end in _ranges(offsets, 4096):
+    longest = int(numpy.diff(offsets).max(initial=0))
+    room = numpy.empty((max(longest, 1024), permutations), numpy.uint32)
+    low = hashes.astype(numpy.uint32)[:, None]
+    for start, end in _ranges(offsets, 1024):
         first, last = offsets[start], offsets[end]
         filled = numpy.flatnonzero(numpy.diff(offsets[start : end + 1])) + start
         if len(filled):
-            values = (low[first:last, None] * factor) ^ (high[first:last, None] + shift)
+            values = numpy.multiply(low[first:last], factor, out=room[: last - first])
+            values ^= shift
             found[filled] = numpy.minimum.reduceat(values, offsets[filled] - first, axis=0)
     return found
 
@@ -137,7 +146,7 @@ def minhash(
     seed: int = 1,  # chooses the permutations
 ) -> numpy.ndarray:  # (texts, permutations) uint32; equal places estimate Jaccard's likeness
     "MinHash signatures of texts."
-    return _signatures(*hash_shingles(texts, width), permutations, seed)
+    return _signatures(*_all_shingles(texts, width), permutations, seed)
 
 # %% ../nbs/01d_duplicates.ipynb #cfc126ad
 def candidate_chance(
@@ -207,12 +216,12 @@ def find_near_duplicates(
     seed: int = 1,  # chooses the permutations
 ) -> numpy.ndarray:  # (texts,) int64: number of the first text of its cluster
     "Cluster texts that say the same; candidates by MinHash, each compared exactly."
-    hashes, offsets = hash_shingles(texts, width)
-    signatures = _signatures(hashes, offsets, permutations, seed)
-    pairs = _candidates(signatures, *choose_bands(threshold, permutations))
-    size = numpy.diff(offsets)[pairs]  # a pair of unequal size cannot be alike
-    pairs = pairs[(size.min(1) > 0) & (size.min(1) >= threshold * size.max(1))]
-    part = lambda i: hashes[offsets[i] : offsets[i + 1]]
+    hashes, offsets = _all_shingles(texts, width)
+    bands, rows = choose_bands(threshold, permutations)
+    signatures = _signatures(hashes, offsets, bands * rows, seed)
+    pairs = _candidates(signatures, bands, rows)
+    pairs = pairs[(numpy.diff(offsets)[pairs] > 0).all(1)]
+    part = cache(lambda i: numpy.unique(hashes[offsets[i] : offsets[i + 1]]))
     alike = lambda i, j: jaccard(part(i), part(j)) >= threshold
     return _join(pairs.tolist(), len(texts), alike)
 

@@ -221,8 +221,8 @@ def test_the_ledger_shows_no_personal_data(tmp_path):
     folder = tmp_path / "notes"
     folder.mkdir()
     for i in range(5):
-        (folder / f"{i}.txt").write_text(f"{essay(i)}\r\nAsk ann{i}@tea.org or +44 20 7946 095{i}. All rights reserved.\n"
-                                         f"Mail ann{i}@tea.org, she knows the garden.")
+        (folder / f"{i}.txt").write_text(f"{essay(i)}\r\nAsk ann{i}@tea.org or +44 20 7946 095{i}. "
+            f"All rights reserved.\nMail ann{i}@tea.org, she knows the garden.")
     out = corpus(folder, tmp_path / "out")
     for path in out.iterdir():
         raw = path.read_bytes() if path.suffix == ".json" else load_any(path).encode()
