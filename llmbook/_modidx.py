@@ -145,6 +145,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'llmbook.cards.describe_steps': ('cards.html#describe_steps', 'llmbook/cards.py'),
                                'llmbook.cards.front_matter': ('cards.html#front_matter', 'llmbook/cards.py'),
                                'llmbook.cards.in_order': ('cards.html#in_order', 'llmbook/cards.py'),
+                               'llmbook.cards.losses_of_tuning': ('cards.html#losses_of_tuning', 'llmbook/cards.py'),
                                'llmbook.cards.model_card': ('cards.html#model_card', 'llmbook/cards.py'),
                                'llmbook.cards.or_gap': ('cards.html#or_gap', 'llmbook/cards.py'),
                                'llmbook.cards.tabulate_splits': ('cards.html#tabulate_splits', 'llmbook/cards.py'),

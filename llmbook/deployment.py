@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROUTES', 'check_policy', 'Front', 'create_app', 'DrainingServer', 'make_server', 'open_socket', 'run_service',
-           'serving']
+           'word_address', 'serving']
 
 # %% ../nbs/21c_deployment.ipynb #b84615ea
 import asyncio
@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException
 
 # %% ../nbs/21c_deployment.ipynb #e8161a9b
 from llmbook.admission import (
-    Desk, Door, Job, KeyStore, Ledger, Records, Refusal, ServiceSettings, Work, draining,
+    Allowance, Desk, Door, Job, KeyStore, Records, Refusal, ServiceSettings, Work, draining,
     is_loopback, logger, read_body,
 )
 from .core import InputError, LlmbookError, PolicyError, ResourceError, SettingsError
@@ -69,7 +69,7 @@ class Front:
         self.settings, self.observer = settings, observer
         self.service, self.load = (service, None) if loaded else (None, service)
         keys = KeyStore(settings.keys) if settings.keys else None
-        self.door, self.ledger = Door(keys, settings.requests_per_minute), Ledger()
+        self.door, self.ledger = Door(keys, settings.requests_per_minute), Allowance()
         self.writing = Desk(settings.queue, settings.workers, "write")
         self.reading = Desk(settings.queue, 1, "read")  # a look-up never waits for a long text
         self.answered: deque[str] = deque(maxlen=10_000)  # ids that may be rated
@@ -137,6 +137,7 @@ async def _follow(self: Front, ticket: Ticket, job: Job) -> AsyncIterator[Part]:
             self.observer.work_started(ticket)
             continue
         if part.tokens:
+            ticket.fresh = part.tokens
             ticket.completion_tokens += part.tokens
             if ticket.first is None:
                 ticket.first = now
@@ -514,6 +515,7 @@ def open_socket(
     door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         door.bind((settings.host, settings.port))
+        door.listen(2048)
     except OSError as error:
         door.close()
         raise ResourceError(
@@ -526,10 +528,23 @@ def open_socket(
 def run_service(
     app: FastAPI,  # from `create_app`
     settings: ServiceSettings,  # where to listen
+    tell: Callable[[str], None] | None = None,  # is told the base URL when the doors are open
 ) -> None:
     "Serve until SIGTERM or SIGINT, then drain and return."
     with open_socket(settings) as door:
+        if tell:
+            tell(word_address(door, settings))
         make_server(app, settings).run(sockets=[door])
+
+
+def word_address(
+    door: socket.socket,  # from `open_socket`
+    settings: ServiceSettings,  # says whether TLS is spoken
+) -> str:  # like http://127.0.0.1:8000
+    "Word the base URL of a service."
+    host, port = door.getsockname()[:2]
+    scheme = "https" if settings.certificate else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 # %% ../nbs/21c_deployment.ipynb #55810064
 @contextlib.contextmanager
@@ -546,10 +561,8 @@ def serving(
             time.sleep(0.005)
         if not server.started:
             raise ResourceError("the service did not start", do="read its log")
-        host, port = door.getsockname()[:2]
-        scheme = "https" if settings.certificate else "http"
         try:
-            yield f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+            yield word_address(door, settings)
         finally:
             server.finish()
             thread.join(settings.drain_seconds + 10)

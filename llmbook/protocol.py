@@ -19,7 +19,7 @@ import time
 
 # %% ../nbs/21b_protocol.ipynb #f671dafe
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 # %% ../nbs/21b_protocol.ipynb #d9f833f6
 from .admission import Key, Refusal
-from .core import InputError
+from .core import InputError, to_json
 
 # %% ../nbs/21b_protocol.ipynb #350ed742
 if TYPE_CHECKING:
@@ -259,6 +259,7 @@ class Ticket:
     prompt_tokens: int = 0  # what came
     max_tokens: int = 0  # the most that may go out
     completion_tokens: int = 0  # what went out
+    fresh: int = 0  # tokens of the newest part
     finish_reason: str = ""  # stop, length, abort (the client left), error
     error: str = ""  # code of the refusal
     arrived: float = field(default_factory=time.perf_counter)  # first byte
@@ -458,7 +459,8 @@ def load(
         loaded = load_encoder(Path(encoder))
         service.embed = lambda texts: encode_texts(loaded, texts)
     if index:
-        from llmbook.rag import Index, answer_question
+        from llmbook.rag import answer_question
+        from llmbook.retrieval import Index
 
         passages = Index.load(Path(index), loaded if encoder else None)
         service.examples = suggest_questions(passages.symbols)
@@ -470,7 +472,7 @@ def answer_fields(
     answer: "Answer",  # from the index
 ) -> dict[str, Any]:  # JSON fields beyond the text
     "Citations, and whether the index had nothing to say."
-    cited = [asdict(citation) for citation in answer.citations]
+    cited = [json.loads(to_json(citation)) for citation in answer.citations]
     return {"citations": cited, "abstained": answer.abstained, "reason": answer.reason}
 
 

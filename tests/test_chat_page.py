@@ -15,7 +15,10 @@ from llmbook.protocol import Part, Service
 from test_deployment import Parrot
 
 PAGE = files("llmbook").joinpath("chat.html").read_text(encoding="utf-8")
-HOSTILE = "Look: <img src=x onerror=document.title='owned'><script>document.title='owned'</script> **bold** `code`\n\n- one\n- two"
+HOSTILE = (
+    "Look: <img src=x onerror=document.title='owned'><script>document.title='owned'</script> "
+    "**bold** `code`\n\n- one\n- two"
+)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -63,7 +66,9 @@ def look_up(question, passages):
     if "weather" in question:
         return SimpleNamespace(text="", citations=[], abstained=True, reason="Nothing here speaks of that.")
     cited = [Passage("Rename a file,\noverwriting the destination. <b>", "os.replace", "Python 3.11", "PSF-2.0")]
-    return SimpleNamespace(text="Rename a file, overwriting the destination.", citations=cited, abstained=False, reason="")
+    return SimpleNamespace(
+        text="Rename a file, overwriting the destination.", citations=cited, abstained=False, reason=""
+    )
 
 
 @pytest.fixture
@@ -78,7 +83,9 @@ def house(tmp_path, browser):
         page.on("request", lambda request: page.asked.append(request.url))
         page.on("pageerror", lambda error: page.faults.append(str(error)))
         page.goto(url)
-        yield SimpleNamespace(page=page, url=url, secret=secret, writer=writer, records=tmp_path / "records", store=store)
+        yield SimpleNamespace(
+            page=page, url=url, secret=secret, writer=writer, records=tmp_path / "records", store=store
+        )
         assert page.faults == []
         assert all(address.startswith((url, "data:")) for address in page.asked)
         assert page.title() == "llmbook"
@@ -108,7 +115,7 @@ def test_answer_with_sources_by_keyboard_alone(house):
     ask(house, "What does os.replace do?")
     page.wait_for_selector(".sources")
     assert page.inner_text(".theirs p") == "Rename a file, overwriting the destination."
-    assert page.inner_text(".sources summary") .split() == ["os.replace", "Python", "3.11", "·", "PSF-2.0"]
+    assert page.inner_text(".sources summary").split() == ["os.replace", "Python", "3.11", "·", "PSF-2.0"]
     assert not page.is_visible(".sources blockquote")
     page.focus(".sources summary")
     page.keyboard.press("Enter")
@@ -186,24 +193,36 @@ def test_every_control_has_a_name(house):
     enter(house)
     ask(house, "What does os.replace do?")
     house.page.wait_for_selector(".rate")
-    nameless = house.page.evaluate("""[...document.querySelectorAll('button, input, select, textarea')].filter(node =>
-        !(node.innerText.trim() || node.getAttribute('aria-label') || (node.labels && node.labels.length))).map(node => node.outerHTML)""")
+    nameless = house.page.evaluate("""
+        [...document.querySelectorAll('button, input, select, textarea')]
+            .filter(node => !(node.innerText.trim() || node.ariaLabel || node.labels?.length))
+            .map(node => node.outerHTML)""")
     assert nameless == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast(house, scheme):
     house.page.emulate_media(color_scheme=scheme)
-    colours = house.page.evaluate("""() => { const s = getComputedStyle(document.documentElement);
-        return Object.fromEntries(['paper','card','ink','soft','accent','on-accent','wrong','mine'].map(n => [n, s.getPropertyValue('--' + n).trim()])) }""")
+    names = ["paper", "card", "ink", "soft", "accent", "on-accent", "wrong", "mine"]
+    colours = house.page.evaluate("""names => {
+        const style = getComputedStyle(document.documentElement);
+        return Object.fromEntries(names.map(name => [name, style.getPropertyValue('--' + name).trim()]));
+    }""", names)
 
     def light(name):
-        channels = [int(colours[name][i:i + 2], 16) / 255 for i in (1, 3, 5)]
+        channels = [int(colours[name][i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    for front, back in (("ink", "paper"), ("soft", "paper"), ("soft", "card"), ("accent", "card"), ("on-accent", "accent"),
-                        ("wrong", "card"), ("ink", "mine")):
+    for front, back in (
+        ("ink", "paper"),
+        ("soft", "paper"),
+        ("soft", "card"),
+        ("accent", "card"),
+        ("on-accent", "accent"),
+        ("wrong", "card"),
+        ("ink", "mine"),
+    ):
         bright, dark = sorted((light(front), light(back)), reverse=True)
         assert (bright + 0.05) / (dark + 0.05) >= 4.5, (front, back)
     enter(house)

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from llmbook.admission import Desk, Job, KeyStore, Ledger, Records, Refusal, ServiceSettings
+from llmbook.admission import Allowance, Desk, Job, KeyStore, Records, Refusal, ServiceSettings
 from llmbook.core import CorruptFileError, InputError, PolicyError, ResourceError, SettingsError
 from llmbook.deployment import create_app, open_socket, serving
 from llmbook.protocol import ChatOrder, Observer, Part, Service, TextOrder, parse_order
@@ -70,8 +70,9 @@ def opened(service=None, observer=None, **options):
 
 
 def client_of(house, key="none"):
-    return openai.OpenAI(base_url=f"{house.url}/v1", api_key=key, max_retries=0,
-                         http_client=httpx.Client(trust_env=False))
+    return openai.OpenAI(
+        base_url=f"{house.url}/v1", api_key=key, max_retries=0, http_client=httpx.Client(trust_env=False)
+    )
 
 
 def eventually(condition, seconds=5.0):
@@ -87,6 +88,7 @@ TEXT = {"model": "llmbook-chat", "prompt": "hello"}
 
 # ---- what clients see ----
 
+
 @pytest.fixture(scope="module")
 def house():
     with opened(requests_per_minute=100_000, tokens_per_day=10**9) as running:
@@ -99,7 +101,9 @@ def test_completions(house):
     assert (whole.choices[0].text, whole.choices[0].finish_reason) == ("hello", "stop")
     assert whole.choices[0].logprobs.text_offset == [0, 1, 2, 3, 4]
     assert whole.usage.model_dump(include={"prompt_tokens", "completion_tokens"}) == {
-        "prompt_tokens": 5, "completion_tokens": 5}
+        "prompt_tokens": 5,
+        "completion_tokens": 5,
+    }
     streamed = list(client.completions.create(model="llmbook-chat", prompt="hello", stream=True, logprobs=1))
     assert "".join(chunk.choices[0].text for chunk in streamed) == "hello"
     assert [chunk.choices[0].logprobs.text_offset for chunk in streamed] == [[0], [1], [2], [3], [4]]
@@ -113,12 +117,21 @@ def test_chat_parts_logprobs_and_usage(house):
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "developer", "content": "be kind"}, {"role": "user", "content": parts}]
     answer = client.chat.completions.create(
-        model="llmbook-chat", messages=messages, logprobs=True, top_logprobs=2, seed=3, stop=["\n"],
-        temperature=0.5, max_completion_tokens=9, extra_body={"top_k": 5})
+        model="llmbook-chat",
+        messages=messages,
+        logprobs=True,
+        top_logprobs=2,
+        seed=3,
+        stop=["\n"],
+        temperature=0.5,
+        max_completion_tokens=9,
+        extra_body={"top_k": 5},
+    )
     assert answer.choices[0].message.content == "ab"
     assert [entry.token for entry in answer.choices[0].logprobs.content] == ["a", "b"]
     stream = client.chat.completions.create(
-        model="llmbook-chat", messages=messages, stream=True, stream_options={"include_usage": True})
+        model="llmbook-chat", messages=messages, stream=True, stream_options={"include_usage": True}
+    )
     *chunks, last = list(stream)
     assert chunks[0].choices[0].delta.role == "assistant"
     assert (last.choices, last.usage.prompt_tokens, last.usage.completion_tokens) == ([], 2, 2)
@@ -129,7 +142,9 @@ def test_message_that_was_received_can_be_sent_back(house):
     client = client_of(house)
     answer = client.chat.completions.create(**HELLO).choices[0].message
     messages = [*HELLO["messages"], answer, {"role": "user", "content": "again"}]
-    assert client.chat.completions.create(model="llmbook-chat", messages=messages).choices[0].message.content == "again"
+    assert (
+        client.chat.completions.create(model="llmbook-chat", messages=messages).choices[0].message.content == "again"
+    )
 
 
 def test_async_client(house):
@@ -171,17 +186,36 @@ def test_models(house):
 # ---- bad input ----
 
 WRONG = [
-    ({"model": 3}, 400, "model"), ({"prompt": 3}, 400, "prompt"), ({"max_tokens": "9"}, 400, "max_tokens"),
-    ({"max_tokens": True}, 400, "max_tokens"), ({"max_tokens": 0}, 400, "max_tokens"), ({"n": 2}, 400, "n"),
-    ({"max_tokens": 5000}, 400, "max_tokens"), ({"max_tokens": 499}, 400, "max_tokens"),
-    ({"temperature": 2.5}, 400, "temperature"), ({"temperature": -1}, 400, "temperature"),
-    ({"top_p": 0}, 400, "top_p"), ({"stop": ["a"] * 5}, 400, None), ({"stop": ""}, 400, None),
-    ({"stop": [1]}, 400, "stop"), ({"seed": 0.5}, 400, "seed"), ({"seed": 2**70}, 400, "seed"),
-    ({"stream": "yes"}, 400, "stream"), ({"echo": True}, 400, "echo"), ({"best_of": 3}, 400, "best_of"),
-    ({"suffix": "x"}, 400, "suffix"), ({"logit_bias": {}}, 400, "logit_bias"), ({"tools": []}, 400, "tools"),
-    ({"prompt": ""}, 400, None), ({"prompt": []}, 400, None), ({"prompt": ["a", "b"]}, 400, "prompt"),
-    ({"prompt": "x" * 600}, 400, None), ({"presence_penalty": 1}, 400, "presence_penalty"),
-    ({"model": "llmbook-docs"}, 404, "model"), ({"model": "x" * 150}, 404, "model"), ({"logprobs": 99}, 400, "logprobs"),
+    ({"model": 3}, 400, "model"),
+    ({"prompt": 3}, 400, "prompt"),
+    ({"max_tokens": "9"}, 400, "max_tokens"),
+    ({"max_tokens": True}, 400, "max_tokens"),
+    ({"max_tokens": 0}, 400, "max_tokens"),
+    ({"n": 2}, 400, "n"),
+    ({"max_tokens": 5000}, 400, "max_tokens"),
+    ({"max_tokens": 499}, 400, "max_tokens"),
+    ({"temperature": 2.5}, 400, "temperature"),
+    ({"temperature": -1}, 400, "temperature"),
+    ({"top_p": 0}, 400, "top_p"),
+    ({"stop": ["a"] * 5}, 400, None),
+    ({"stop": ""}, 400, None),
+    ({"stop": [1]}, 400, "stop"),
+    ({"seed": 0.5}, 400, "seed"),
+    ({"seed": 2**70}, 400, "seed"),
+    ({"stream": "yes"}, 400, "stream"),
+    ({"echo": True}, 400, "echo"),
+    ({"best_of": 3}, 400, "best_of"),
+    ({"suffix": "x"}, 400, "suffix"),
+    ({"logit_bias": {}}, 400, "logit_bias"),
+    ({"tools": []}, 400, "tools"),
+    ({"prompt": ""}, 400, None),
+    ({"prompt": []}, 400, None),
+    ({"prompt": ["a", "b"]}, 400, "prompt"),
+    ({"prompt": "x" * 600}, 400, None),
+    ({"presence_penalty": 1}, 400, "presence_penalty"),
+    ({"model": "llmbook-docs"}, 404, "model"),
+    ({"model": "x" * 150}, 404, "model"),
+    ({"logprobs": 99}, 400, "logprobs"),
 ]
 
 
@@ -193,10 +227,23 @@ def test_wrong_field(house, change, status, param):
     assert set(error) == {"message", "type", "param", "code"} and error["message"] and error["code"]
 
 
-@pytest.mark.parametrize("body", [
-    b"", b"{", b"null", b"[]", b"3", b'"text"', b"\xff\xfe", b'{"model": NaN}', b"[" * 5000, b'{"a":' * 3000,
-    b'{"model": "llmbook-chat", "prompt": "\\ud800"}', b'{"model": "llmbook-chat", "prompt": "a", "temperature": NaN}',
-])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"3",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"model": NaN}',
+        b"[" * 5000,
+        b'{"a":' * 3000,
+        b'{"model": "llmbook-chat", "prompt": "\\ud800"}',
+        b'{"model": "llmbook-chat", "prompt": "a", "temperature": NaN}',
+    ],
+)
 def test_malformed_body(house, body):
     answer = house.web.post("/v1/completions", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
@@ -204,11 +251,16 @@ def test_malformed_body(house, body):
 
 
 @hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.dictionaries(
-    st.sampled_from([*TextOrder.model_fields, *ChatOrder.model_fields, "other"]),
-    st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-                 lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)),
-    max_size=6))
+@given(
+    st.dictionaries(
+        st.sampled_from([*TextOrder.model_fields, *ChatOrder.model_fields, "other"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+        ),
+        max_size=6,
+    )
+)
 def test_no_body_breaks_the_service(house, body):
     for route, base in (("completions", TEXT), ("chat/completions", HELLO)):
         text = json.dumps(base | body).encode("utf-8", "surrogatepass")
@@ -249,15 +301,23 @@ def test_parse_order_names_the_field():
 
 # ---- who may ----
 
+
 def test_keys_and_roles(tmp_path):
     store = KeyStore(tmp_path / "keys.json")
     user, admin, reader = store.create("ada"), store.create("root", "admin"), store.create("prometheus", "metrics")
     with opened(keys=str(store.path)) as house:
+
         def status(path, key=None, header="Bearer {}"):
             headers = {"authorization": header.format(key)} if key else {}
             return house.web.get(path, headers=headers).status_code
 
-        assert [status("/v1/models", key) for key in (user, admin, reader, "wrong", None)] == [200, 200, 403, 401, 401]
+        assert [status("/v1/models", key) for key in (user, admin, reader, "wrong", None)] == [
+            200,
+            200,
+            403,
+            401,
+            401,
+        ]
         assert [status("/metrics", key) for key in (user, admin, reader, "wrong", None)] == [403, 200, 200, 401, 401]
         assert status("/v1/models", user, "Basic {}") == 401 and status("/v1/models", user, "bearer {}") == 200
         assert [status(path) for path in ("/health", "/ready", "/")] == [200, 200, 200]
@@ -308,8 +368,11 @@ def test_headers(house):
         assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
         assert headers["x-request-id"] and "server" not in headers
         assert not any(name.startswith("access-control") for name in headers)
-    preflight = house.web.request("OPTIONS", "/v1/completions", headers={
-        "origin": "https://evil.example", "access-control-request-method": "POST"})
+    preflight = house.web.request(
+        "OPTIONS",
+        "/v1/completions",
+        headers={"origin": "https://evil.example", "access-control-request-method": "POST"},
+    )
     assert preflight.status_code == 405 and "access-control-allow-origin" not in preflight.headers
 
 
@@ -332,8 +395,28 @@ def test_no_stack_trace_for_the_client(caplog):
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs the openssl command to make a certificate")
 def test_tls(tmp_path):
     chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", chain, "-days",
-                    "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            key,
+            "-out",
+            chain,
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ],
+        check=True,
+        capture_output=True,
+    )
     import ssl
 
     settings = ServiceSettings(port=0, certificate=str(chain), certificate_key=str(key))
@@ -344,6 +427,7 @@ def test_tls(tmp_path):
 
 
 # ---- how much ----
+
 
 def test_rate():
     with opened(requests_per_minute=3) as house:
@@ -369,7 +453,7 @@ def test_daily_budget_survives_a_restart(tmp_path):
 
 
 def test_ledger_under_threads():
-    ledger = Ledger()
+    ledger = Allowance()
 
     def use(_):
         with contextlib.suppress(Refusal):
@@ -419,6 +503,7 @@ def test_feedback(tmp_path):
 
 # ---- more than it can serve ----
 
+
 def test_full_queue():
     with opened(Service(Parrot(0.05)), queue=1) as house, concurrent.futures.ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: house.web.post("/v1/completions", json=TEXT), range(6)))
@@ -430,10 +515,14 @@ def test_full_queue():
 
 def test_many_clients_get_their_own_answer():
     with opened(queue=100, workers=3, requests_per_minute=10_000) as house:
+
         def ask(number):
             text = f"text number {number}"
             if number % 2:
-                return house.web.post("/v1/completions", json=TEXT | {"prompt": text}).json()["choices"][0]["text"] == text
+                return (
+                    house.web.post("/v1/completions", json=TEXT | {"prompt": text}).json()["choices"][0]["text"]
+                    == text
+                )
             stream = client_of(house).completions.create(model="llmbook-chat", prompt=text, stream=True)
             return "".join(chunk.choices[0].text for chunk in stream) == text
 
@@ -456,8 +545,10 @@ def test_client_gone_cancels_the_work(stream):
     with opened(Service(parrot)) as house:
         body = json.dumps(TEXT | {"prompt": "x" * 400, "stream": stream, "max_tokens": 90}).encode()
         with socket.create_connection(house.url.removeprefix("http://").split(":")) as line:
-            line.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-                         b"content-length: %d\r\n\r\n%s" % (len(body), body))
+            line.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+                b"content-length: %d\r\n\r\n%s" % (len(body), body)
+            )
             assert eventually(lambda: parrot.spoken > 3)
         assert parrot.stopped.wait(2), "the writer was not told"
         assert parrot.spoken < 40
@@ -493,13 +584,16 @@ def test_slow_body(monkeypatch):
     monkeypatch.setattr(llmbook.deployment.read_body, "__defaults__", (0.2,))
     with opened() as house:
         with socket.create_connection(house.url.removeprefix("http://").split(":")) as line:
-            line.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-                         b"content-length: 50\r\n\r\n{")
+            line.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+                b"content-length: 50\r\n\r\n{"
+            )
             line.settimeout(5)
             assert b" 408 " in line.recv(100)
 
 
 # ---- start and stop ----
+
 
 def test_loading_in_the_background():
     gate = threading.Event()
@@ -512,7 +606,9 @@ def test_loading_in_the_background():
     with serving(create_app(load, settings), settings) as url, httpx.Client(base_url=url, trust_env=False) as web:
         assert web.get("/health").status_code == 200
         loading = web.get("/ready")
-        assert (loading.status_code, loading.json()["error"]["code"]) == (503, "loading") and loading.headers["retry-after"]
+        assert (loading.status_code, loading.json()["error"]["code"]) == (503, "loading") and loading.headers[
+            "retry-after"
+        ]
         assert web.post("/v1/completions", json=TEXT).status_code == 503
         gate.set()
         assert eventually(lambda: web.get("/ready").status_code == 200)
@@ -523,7 +619,9 @@ def test_drain_is_bounded():
     parrot = Parrot(0.05)
     with opened(Service(parrot), drain_seconds=0.2) as house:
         with pytest.raises(openai.APIError, match="stopping"):
-            for i, _ in enumerate(client_of(house).completions.create(model="llmbook-chat", prompt="x" * 300, stream=True)):
+            for i, _ in enumerate(
+                client_of(house).completions.create(model="llmbook-chat", prompt="x" * 300, stream=True)
+            ):
                 if i == 2:
                     threading.Thread(target=house.front.stop, args=(0.2,)).start()
     assert parrot.spoken < 60
@@ -548,7 +646,6 @@ def test_desk_drains_and_refuses():
 
 def test_port_that_is_taken():
     with open_socket(ServiceSettings(port=0)) as door:
-        door.listen()
         with pytest.raises(ResourceError, match="choose another `port`"):
             open_socket(ServiceSettings(port=door.getsockname()[1]))
 
@@ -570,7 +667,7 @@ class Slow:
         yield Part("", 0, "stop")
 
 settings = ServiceSettings(port=int(sys.argv[1]), drain_seconds=20)
-run_service(create_app(Service(Slow()), settings), settings)
+run_service(create_app(Service(Slow()), settings), settings, print)
 print("left in order")
 """
 
@@ -578,7 +675,9 @@ print("left in order")
 def test_sigterm_finishes_what_runs():
     with open_socket(ServiceSettings(port=0)) as door:
         port = door.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     try:
         web = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20)
 
@@ -589,7 +688,9 @@ def test_sigterm_finishes_what_runs():
         assert eventually(up, 30)
         house = SimpleNamespace(url=f"http://127.0.0.1:{port}")
         text = ""
-        for i, chunk in enumerate(client_of(house).completions.create(model="llmbook-chat", prompt="to the end", stream=True)):
+        for i, chunk in enumerate(
+            client_of(house).completions.create(model="llmbook-chat", prompt="to the end", stream=True)
+        ):
             text += chunk.choices[0].text
             if i == 1:
                 os.kill(process.pid, signal.SIGTERM)
@@ -598,7 +699,7 @@ def test_sigterm_finishes_what_runs():
                 assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         assert text == "to the end"
         out, error = process.communicate(timeout=20)
-        assert (process.returncode, out, error) == (0, b"left in order\n", b"")
+        assert (process.returncode, out, error) == (0, f"http://127.0.0.1:{port}\nleft in order\n".encode(), b"")
     finally:
         process.kill()
 
@@ -610,6 +711,7 @@ def test_settings_are_checked():
 
 
 # ---- observers, and the chapters below ----
+
 
 def test_observer_sees_every_request_once():
     seen = []
@@ -629,8 +731,13 @@ def test_observer_sees_every_request_once():
         house.web.post("/v1/completions", json=TEXT | {"n": 9})
         list(client_of(house).chat.completions.create(**HELLO, stream=True))
     assert eventually(lambda: len(seen) == 5)
-    assert seen == [("started", "text_completion"), ("finished", "length", 2), ("rejected", 400),
-                    ("started", "chat"), ("finished", "stop", 5)]
+    assert seen == [
+        ("started", "text_completion"),
+        ("finished", "length", 2),
+        ("rejected", 400),
+        ("started", "chat"),
+        ("finished", "stop", 5),
+    ]
 
 
 def test_observer_can_refuse():
@@ -659,7 +766,8 @@ def test_decoder_behind_the_service(tmp_path):
     with opened(service, workers=2, requests_per_minute=1000) as house:
         client = client_of(house)
         ask = lambda **more: client.completions.create(
-            model="llmbook-chat", prompt="Return the", max_tokens=12, temperature=0.8, seed=5, **more)
+            model="llmbook-chat", prompt="Return the", max_tokens=12, temperature=0.8, seed=5, **more
+        )
         answer = ask(logprobs=3)
         assert answer.choices[0].text == expected.text == "".join(c.choices[0].text for c in ask(stream=True))
         assert answer.usage.completion_tokens == len(expected.tokens)
