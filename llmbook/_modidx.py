@@ -889,6 +889,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'llmbook.retrieval.Index.load': ('retrieval.html#index.load', 'llmbook/retrieval.py'),
                                    'llmbook.retrieval.Index.read': ('retrieval.html#index.read', 'llmbook/retrieval.py'),
                                    'llmbook.retrieval.Index.rows_named': ('retrieval.html#index.rows_named', 'llmbook/retrieval.py'),
+                                   'llmbook.retrieval.Index.rows_of': ('retrieval.html#index.rows_of', 'llmbook/retrieval.py'),
                                    'llmbook.retrieval.Index.save': ('retrieval.html#index.save', 'llmbook/retrieval.py'),
                                    'llmbook.retrieval.Index.search': ('retrieval.html#index.search', 'llmbook/retrieval.py'),
                                    'llmbook.retrieval.Question': ('retrieval.html#question', 'llmbook/retrieval.py'),

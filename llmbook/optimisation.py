@@ -116,8 +116,8 @@ class TrainSettings:
 
     steps: int = 300  # updates of the weights
     optimiser: Literal["muon", "adamw"] = "muon"  # Muon for matrices, or AdamW for everything
-    learning_rate: float = 4e-3  # AdamW's peak
-    matrix_rate: float = 1e-2  # Muon's peak, for the matrices inside the blocks
+    learning_rate: float = 1e-2  # AdamW's peak
+    matrix_rate: float = 7e-3  # Muon's peak, for the matrices inside the blocks
     weight_decay: float = 0.0  # share of a matrix lost per unit of learning rate
     warmup: float = 0.02  # share of the steps in which the rate rises
     decay: float = 1.0  # share of the steps, at the end, in which it falls to zero
