@@ -16,7 +16,6 @@ import threading
 import time
 
 # %% ../nbs/21c_deployment.ipynb #96005a4e
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -72,7 +71,7 @@ class Front:
         self.door, self.ledger = Door(keys, settings.requests_per_minute), Allowance()
         self.writing = Desk(settings.queue, settings.workers, "write")
         self.reading = Desk(settings.queue, 1, "read")  # a look-up never waits for a long text
-        self.answered: deque[str] = deque(maxlen=10_000)  # ids that may be rated
+        self.answered: dict[str, str] = {}  # ids that may be rated -> rating
         self.records = Records(settings.records) if settings.records else None
         for line in self.records.today("audit.jsonl") if self.records else ():
             if line.get("worked"):
@@ -201,7 +200,9 @@ async def _stream(
 @patch
 def _head(self: Front, ticket: Ticket, prefix: str, kind: str) -> dict[str, Any]:
     "The fields that every answer begins with; its id may be rated."
-    self.answered.append(name := f"{prefix}-{ticket.id}")
+    self.answered[name := f"{prefix}-{ticket.id}"] = ""
+    if len(self.answered) > 10_000:
+        del self.answered[next(iter(self.answered))]
     return {"id": name, "object": kind, "created": int(time.time()), "model": ticket.model}
 
 
@@ -283,10 +284,11 @@ def _look(self: Front, ticket: Ticket, question: str, passages: int, notes: bool
 
     def work(cancelled: Callable[[], bool]) -> Iterator[Part]:
         answer = service.answer(question, passages)
-        for line in (answer.text or answer.reason).splitlines(keepends=True):
+        excuse = f"The documents do not answer this: {answer.reason.rstrip('.')}."
+        text = excuse if answer.abstained and notes else answer.text
+        for line in text.splitlines(keepends=True):
             yield Part(line, service.count(line))
-        tail = footnotes(answer) if notes else ""
-        yield Part(tail, 0, "stop", extra=answer_fields(answer))
+        yield Part(footnotes(answer) if notes else "", 0, "stop", extra=answer_fields(answer))
 
     return work
 
@@ -347,7 +349,9 @@ async def _feedback(self: Front, request: Request) -> Response:
         given = f"no recent answer `{order.id}`" if self.records else "no records are kept here"
         raise Refusal(404, "not_found", given, "the id of a recent answer", param="id")
     self.records.append("feedback.jsonl", {"key": ticket.key.name} | order.model_dump())
-    self.observer.feedback(order.rating)
+    if self.answered[order.id] != order.rating:  # a comment that follows is not a second rating
+        self.observer.feedback(order.rating)
+    self.answered[order.id] = order.rating
     return JSONResponse({"object": "feedback", "id": order.id, "rating": order.rating})
 
 # %% ../nbs/21c_deployment.ipynb #a2135456
@@ -389,13 +393,7 @@ def _record(self: Front, ticket: Ticket) -> None:
     "Write the audit line of a request under /v1."
     if self.records is None or not ticket.route.startswith("/v1"):
         return
-    names = ("id", "model", "status", "prompt_tokens", "completion_tokens", "finish_reason")
-    line = {name: getattr(ticket, name) for name in names}
-    line |= {"key": ticket.key.name, "route": ticket.route[:100], "worked": bool(ticket.started),
-             "error": ticket.error, "seconds": round(ticket.ended - ticket.arrived, 4)}
-    if ticket.order is not None:
-        line["request"] = ticket.order.model_dump(exclude_none=True)
-    self.records.append("audit.jsonl", line)
+    self.records.append("audit.jsonl", ticket.summarise())
 
 # %% ../nbs/21c_deployment.ipynb #77878fc1
 ROUTES: dict[str, tuple[str, str, type[BaseModel] | None]] = {

@@ -165,9 +165,11 @@ def parse_order(
     if first["type"] == "extra_forbidden":
         fields = ", ".join(kind.model_fields)
         raise Refusal(400, "unknown_parameter", f"unknown field `{where}`", fields, param=name)
-    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-    reasons = dict.fromkeys(p["msg"] for p in problems if p["loc"][:1] == first["loc"][:1])
-    raise Refusal(400, code, f"`{where}`", "; ".join(reasons), param=name)
+    if first["type"] == "missing":
+        raise Refusal(400, "missing_required_parameter", f"`{where}` is missing", param=name)
+    same = [p["msg"] for p in problems if p["loc"][:1] == first["loc"][:1]]
+    allowed = " or ".join(dict.fromkeys(text.removeprefix("Input should be ") for text in same))
+    raise Refusal(400, "invalid_value", f"wrong value of `{where}`", allowed, param=name)
 
 # %% ../nbs/21b_protocol.ipynb #c59e4207
 @dataclass
@@ -276,6 +278,18 @@ class Ticket:
         total = self.prompt_tokens + self.completion_tokens
         names = ("prompt_tokens", "completion_tokens", "total_tokens")
         return dict(zip(names, (self.prompt_tokens, self.completion_tokens, total), strict=True))
+
+# %% ../nbs/21b_protocol.ipynb #1fc3d587
+@patch
+def summarise(self: Ticket) -> dict[str, Any]:
+    "The request's line in the audit log."
+    names = ("id", "model", "status", "prompt_tokens", "completion_tokens", "finish_reason")
+    line = {name: getattr(self, name) for name in names} | {"error": self.error}
+    line |= {"key": self.key.name, "route": self.route[:100], "worked": self.started is not None,
+             "seconds": round(self.ended - self.arrived, 4)}
+    if self.order is not None:
+        line["request"] = self.order.model_dump(exclude_none=True)
+    return line
 
 # %% ../nbs/21b_protocol.ipynb #654452a5
 class Observer:

@@ -64,7 +64,7 @@ def look_up(question, passages):
 
     Passage = make_dataclass("Passage", ["quote", "symbol", "source", "licence"])
     if "weather" in question:
-        return SimpleNamespace(text="", citations=[], abstained=True, reason="Nothing here speaks of that.")
+        return SimpleNamespace(text="", citations=[], abstained=True, reason="nothing here speaks of that")
     cited = [Passage("Rename a file,\noverwriting the destination. <b>", "os.replace", "Python 3.11", "PSF-2.0")]
     return SimpleNamespace(
         text="Rename a file, overwriting the destination.", citations=cited, abstained=False, reason=""
@@ -121,7 +121,7 @@ def test_answer_with_sources_by_keyboard_alone(house):
     page.keyboard.press("Enter")
     assert page.inner_text(".sources blockquote") == "Rename a file,\noverwriting the destination. <b>"
     ask(house, "How is the weather?")
-    page.get_by_text("Nothing here speaks of that.").first.wait_for()
+    page.get_by_text("nothing here speaks of that").first.wait_for()
     assert page.locator(".sources").count() == 1
 
 

@@ -783,3 +783,53 @@ def test_decoder_behind_the_service(tmp_path):
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             texts = list(pool.map(lambda _: ask().choices[0].text, range(16)))
         assert set(texts) == {expected.text}
+
+
+def test_index_behind_the_service(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("bm25s")
+    import inspect
+    import textwrap
+
+    from llmbook.retrieval import index_documents
+
+    rows = [
+        {
+            "id": f"textwrap-{name}",
+            "text": inspect.getdoc(value),
+            "symbol": f"textwrap.{name}",
+            "kind": "function",
+            "signature": "",
+            "source": "Python",
+            "module": "textwrap",
+            "licence": "PSF-2.0",
+            "language": "en",
+            "collected": "2026-01-01",
+            "sha256": "",
+        }
+        for name, value in vars(textwrap).items()
+        if inspect.isfunction(value) and inspect.getdoc(value)
+    ]
+    index_documents(pandas.DataFrame(rows)).save(tmp_path / "index")
+    service = Service.load(index=tmp_path / "index")
+    assert "What does textwrap.fill do?" in service.examples
+    question = {"role": "user", "content": "What does textwrap.dedent do?"}
+    with opened(service) as house:
+        message = client_of(house).chat.completions.create(model="llmbook-docs", messages=[question]).choices[0].message
+        first = message.citations[0]
+        assert first["symbol"] == "textwrap.dedent" and first["licence"] == "PSF-2.0"
+        assert first["quote"] in inspect.getdoc(textwrap.dedent)
+        assert message.content.endswith("[1] textwrap.dedent (Python, PSF-2.0)")
+        plain = house.web.post("/v1/answers", json={"question": question["content"]}).json()
+        assert plain["citations"][0] == first and "[1] textwrap.dedent" not in plain["text"]
+
+
+def test_comment_after_a_rating_is_not_a_second_rating(tmp_path):
+    ratings = []
+    observer = Observer()
+    observer.feedback = ratings.append
+    with opened(observer=observer, records=str(tmp_path)) as house:
+        name = house.web.post("/v1/completions", json=TEXT).json()["id"]
+        for rating, comment in (("down", ""), ("down", "too short"), ("up", "")):
+            house.web.post("/v1/feedback", json={"id": name, "rating": rating, "comment": comment})
+    assert ratings == ["down", "up"] and len((tmp_path / "feedback.jsonl").read_text().splitlines()) == 3
