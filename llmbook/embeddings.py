@@ -36,6 +36,8 @@ from llmbook.core import (
     read_json,
     write_json,
 )
+from .data import load_pairs, load_split
+from .duplicates import SPLITS
 from .tokenization import WordMemory
 
 # %% ../nbs/03_embeddings.ipynb #6b9397cd
@@ -247,7 +249,7 @@ class EncoderSettings:
 
     vocabulary: int = 16_384  # search tokens, at most; ≥ 256
     width: int = 256  # numbers per vector; a multiple of 4
-    steps: int = 100  # batches
+    steps: int = 160  # batches
     batch: int = 1024  # pairs per batch; ≥ 2
     learning_rate: float = 0.003  # of Adam, falling to zero
     scale: float = 20.0  # logits per unit of cosine
@@ -385,21 +387,11 @@ def _load_static(folder: Path) -> SentenceEncoder:
     return SentenceEncoder(tokenizer, table)
 
 # %% ../nbs/03_embeddings.ipynb #00db3d84
-def _read_columns(path: Path, *names: str) -> list[list[str]]:
-    "Columns of a Parquet file."
-    import pyarrow.parquet
-
-    if not path.is_file():
-        raise InputError(f"no `{path}`", "a corpus folder", "build the corpus, or correct the path")
-    table = pyarrow.parquet.read_table(path, columns=list(names))
-    return [table[name].to_pylist() for name in names]
-
-
 def _read_pairs(corpus: Path, split: str, row: dict[str, int]) -> tuple[list[str], np.ndarray]:
     "Questions of a split, and the row of the passage of each."
-    questions, documents = _read_columns(corpus / f"pairs-{split}.parquet", "question", "document")
-    known = [i for i, document in enumerate(documents) if document in row]
-    return [questions[i] for i in known], np.array([row[documents[i]] for i in known], np.int64)
+    pairs = load_pairs(corpus, split)
+    pairs = pairs[pairs["document"].isin(row)]
+    return pairs["question"].tolist(), pairs["document"].map(row).to_numpy(np.int64)
 
 # %% ../nbs/03_embeddings.ipynb #8f052135
 def build_encoder(
@@ -409,10 +401,10 @@ def build_encoder(
 ) -> dict[str, Any]:  # curve, and quality before and after on held-out questions
     "Stage `encoder`: train a sentence encoder on the questions of the corpus."
     passages, row, train = [], {}, 0
-    for split in ("train", "validation", "test"):
-        ids, texts = _read_columns(inputs["corpus"] / f"{split}.parquet", "id", "text")
-        row |= {name: len(passages) + i for i, name in enumerate(ids)}
-        passages += [text[: settings.characters] for text in texts]
+    for split in SPLITS:
+        documents = load_split(inputs["corpus"], split)
+        row |= {name: len(passages) + i for i, name in enumerate(documents["id"])}
+        passages += [text[: settings.characters] for text in documents["text"]]
         train = train or len(passages)
     if not any(passages):
         raise InputError("a corpus without text", "at least one document", "check the source")
@@ -436,7 +428,7 @@ def build_encoder(
         "cut": {str(width): scores for width, scores in cuts.items()},
     }
 
-
+# %% ../nbs/03_embeddings.ipynb #5ccf1f2d
 def _measure(
     encoder: SentenceEncoder, questions: list, passages: list, right: np.ndarray, width: int
 ) -> dict[str, float]:

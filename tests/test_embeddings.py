@@ -33,6 +33,9 @@ from llmbook.embeddings import (
     train_search_tokenizer,
 )
 
+settings.register_profile("calm", deadline=None)
+settings.load_profile("calm")
+
 ROOMS = "kitchen attic cellar garden library stable tower chapel".split()
 THINGS = "kettle trunk barrel rake lexicon saddle bell organ".split()
 PLACES = list(zip(ROOMS, THINGS, strict=True))
