@@ -125,7 +125,7 @@ def causal_cross_entropy(
     states: Tensor,  # (n, d) or (b, t, d) last hidden states, one row per position
     output_weight: Tensor,  # (v, d): states @ output_weight.T are the logits
     labels: Tensor,  # (n,) or (b, t): the token that came, or ignore_index
-    chunk: int | None = None,  # rows whose logits are held at a time; none: chosen by v
+    chunk: int | None = None,  # rows whose logits are held at a time; none: chosen by size
     ignore_index: int = -100,  # marks positions without a label
     smoothing: float = 0.0,  # share of the target spread over the whole vocabulary, 0 … 1
     z_loss: float = 0.0,  # weight of the squared log-normaliser, which keeps logits small
@@ -143,6 +143,11 @@ def causal_cross_entropy(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         states, output_weight = states.to(dtype), output_weight.to(dtype)
+    small = len(output_weight) <= 1024 and 0 < len(labels) * len(output_weight) <= 2**23
+    if small and chunk is None and not z_loss:  # torch's few fused operations are as fast here
+        with torch.autocast(device, enabled=False):
+            logits = F.linear(states, output_weight).float()
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
     chunk = chunk or choose_chunk(len(output_weight), device)
     wanted = [torch.is_grad_enabled() and x.requires_grad for x in (states, output_weight)]
     with torch.autocast(device, enabled=False):
