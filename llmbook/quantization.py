@@ -117,12 +117,13 @@ def quantize_gptq(
     bits: int = 4,  # 4 or 8
     group: int | None = 128,  # weights of a row that share a scale; adapted to the width; none: row
     damping: float = 0.01,  # added to the diagonal, as a share of its mean
+    clip: bool = True,  # try scales that cut the largest weights, where the others gain more
 ) -> Quantized:  # codes and scales
     "Round column by column, the liveliest inputs first; later columns make up for the error."
     _check_bits(bits)
     weight, limit = weight.detach().float(), 2 ** (bits - 1) - 1
     size = fit_group(weight.shape[1], group or weight.shape[1])
-    scales = _scales(weight.unflatten(1, (-1, size)).abs().amax(-1), bits)
+    scales = _search_scales(weight.unflatten(1, (-1, size)), bits, 16 if clip else 1)
     order = hessian.diagonal().argsort(descending=True, stable=True)
     upper = _inverse_factor(hessian[order][:, order], damping)
     weight, steps, codes = weight[:, order], scales[:, order // size], torch.empty_like(weight)
@@ -134,6 +135,18 @@ def quantize_gptq(
             weight[:, i:stop] -= torch.outer(errors[-1], upper[i, i:stop])
         weight[:, stop:] -= torch.stack(errors, 1) @ upper[start:stop, stop:]
     return Quantized(codes[:, order.argsort()].to(torch.int8), scales, bits)
+
+# %% ../nbs/11_quantization.ipynb #6b04123c
+def _search_scales(parts: torch.Tensor, bits: int, steps: int) -> torch.Tensor:
+    "For each group the scale with the least squared error, from the largest weight's down."
+    largest, limit = parts.abs().amax(-1), 2 ** (bits - 1) - 1
+    best, least = _scales(largest, bits), torch.full_like(largest, torch.inf)
+    for shrink in torch.linspace(1, 0.6, steps).tolist():
+        scales = _scales(largest * shrink, bits)
+        codes = (parts / scales[..., None]).round_().clamp_(-limit, limit)
+        error = (codes.mul_(scales[..., None]) - parts).square_().sum(-1)
+        best, least = torch.where(error < least, scales, best), torch.minimum(error, least)
+    return best
 
 
 def _inverse_factor(hessian: torch.Tensor, damping: float) -> torch.Tensor:
@@ -218,7 +231,7 @@ def _aligned(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.contiguous()
     return tensor.clone() if tensor.data_ptr() % 64 else tensor
 
-
+# %% ../nbs/11_quantization.ipynb #39c101ce
 class Int8Matrix(Matrix):
     "A weight as 8-bit integers with one scale per row."
 
@@ -320,9 +333,8 @@ def save_quantized(
         if (Path(source) / name).is_file():
             with atomic_write(folder / name) as stream:
                 stream.write((Path(source) / name).read_bytes())
-    method = {"quant_method": _FORMAT, "version": 1}
-    config = llama_config(decoder.settings) | {"quantization_config": method}
-    write_json(folder / "config.json", config)
+    kind = {"model_type": _FORMAT, "architectures": ["LlmbookIntegers"], "format_version": 1}
+    write_json(folder / "config.json", llama_config(decoder.settings) | kind)
     seal(folder)
     return (folder / "model.safetensors").stat().st_size
 
@@ -336,11 +348,12 @@ def load_quantized(
     folder = Path(folder)
     verify(folder)
     config = read_json(folder / "config.json")
-    method = config.get("quantization_config", {})
-    if (method.get("quant_method"), method.get("version")) != (_FORMAT, 1):
-        given = f"quantization {method.get('quant_method')!r}, version {method.get('version')!r}"
-        raise InputError(given, f"{_FORMAT}, version 1", "take `load_decoder` for a plain model")
-    settings, tensors = read_llama_config(config), load_file(folder / "model.safetensors")
+    kind, version = config.get("model_type"), config.get("format_version")
+    if (kind, version) != (_FORMAT, 1):
+        raise InputError(f"a model of type {kind!r}, version {version!r}", f"{_FORMAT}, version 1",
+                         "take `load_decoder` for a plain model")
+    settings = read_llama_config(config | {"model_type": "llama"})
+    tensors = load_file(folder / "model.safetensors")
     with torch.device("meta"):
         expected = export_tensors(Decoder(settings))
     weights = {name: _open_weight(name, like.shape, tensors) for name, like in expected.items()}
@@ -556,19 +569,20 @@ def _through_gguf(decoder: Decoder) -> Decoder:
         kind = GGMLQuantizationType.Q8_0
         return torch.from_numpy(quants.dequantize(quants.quantize(weight.numpy(), kind), kind))
 
-    return _copy(decoder, rounded)
+    return _copy(decoder.settings, {n: rounded(w) for n, w in export_tensors(decoder).items()})
 
 
-def _copy(decoder: Decoder, change: Callable[[torch.Tensor], torch.Tensor]) -> Decoder:
-    tensors = {name: change(weight) for name, weight in export_tensors(decoder).items()}
-    return import_tensors(decoder.settings, tensors).eval()
+def _copy(settings: DecoderSettings, tensors: Mapping[str, torch.Tensor]) -> Decoder:
+    return import_tensors(settings, {n: w.clone() for n, w in tensors.items()}).eval()
 
 
 def _make_small(settings: QuantizeSettings, decoder: Decoder, ids: torch.Tensor) -> tuple:
-    "The decoder at few bits by both methods, and the codes of the better one."
-    nearest, smart = _copy(decoder, torch.clone), _copy(decoder, torch.clone)
+    "The decoder at few bits by both methods, 8 for its embedding, and the codes of the better."
+    ends = {n: q for n, q in quantize_rows(decoder).items() if "layers" not in n}
+    tensors = export_tensors(decoder) | {name: codes.restore() for name, codes in ends.items()}
+    nearest, smart = (_copy(decoder.settings, tensors) for _ in range(2))
     quantize_blocks(nearest, ids, settings.bits, settings.group, "rtn")
-    return nearest, smart, quantize_blocks(smart, ids, settings.bits, settings.group, "gptq")
+    return nearest, smart, ends | quantize_blocks(smart, ids, settings.bits, settings.group)
 
 # %% ../nbs/11_quantization.ipynb #27433631
 def quantize(
@@ -590,7 +604,8 @@ def quantize(
         "GGUF Q8_0": export_gguf(source, output / "model-q8_0.gguf"),
     }
     models = {eight: load_quantized(output / "int8"), f"{settings.bits} bits, nearest": nearest,
-              few: smart, "GGUF Q8_0": _through_gguf(decoder)}
+              few: load_quantized(output / f"int{settings.bits}-gptq"),
+              "GGUF Q8_0": _through_gguf(decoder)}
     ids = spread_windows(held.tokens, settings.held_out_tokens, t)
     table = _tabulate(compare_models(decoder, models, ids), sizes, len(held) / held.bytes)
     write_json(output / "table.json", {"settings": asdict(settings), "table": table})
