@@ -177,11 +177,16 @@ def as_order(
     return bare.capitalize() + sentence[first.end() :] if bare else ""
 
 
+def _unmarked(sentence: str) -> str:
+    "A sentence on one line, without markup and final stop."
+    return re.sub(r":\w+:|[`*~]| <[^>]*>", "", " ".join(sentence.split())).rstrip(".:;!? ")
+
+
 def reword(
     sentence: str,  # the lead of a documentation
 ) -> str:  # lower case start, no markup, no final stop, some words swapped
     "Say a sentence of documentation in everyday words."
-    plain = re.sub(r":\w+:|[`*~]|\s*\([^)]*\)", "", " ".join(sentence.split())).rstrip(".:;!? ")
+    plain = re.sub(r"\s*\([^)]*\)", "", _unmarked(sentence))
     words = [SYNONYMS.get(word.lower(), word) for word in plain.split()]
     return " ".join([words[0].lower(), *words[1:]]) if words else ""
 
@@ -233,7 +238,9 @@ def _ask_unnamed(document: Document, lead: str) -> Iterator[tuple[str, str]]:
     sentence, salt = leading_sentence(lead), int(document.id[:8], 16)
     start = document.text.find(sentence, document.text.find("\n"))
     answer = document.text[: start + len(sentence)]
-    if order := " ".join(as_order(sentence).split()).rstrip(".:; "):
+    if _ENTRY.match(sentence):  # no sentence: the docstring begins with its arguments
+        return
+    if order := _unmarked(as_order(sentence)):
         yield f"How do I {order[0].lower()}{order[1:]}?", answer
         form = ("How can I {}?", "I want to {}.", "Is there a way to {}?")[salt % 3]
         yield form.format(reword(order)), answer
@@ -294,7 +301,7 @@ class CorpusSettings:
     licences: tuple[str, ...] = ALLOWED  # SPDX identifiers that are allowed
     on_disallowed: Literal["drop", "fail"] = "drop"  # what happens to texts of other licences
     language: str = "en"  # BCP 47 code of a folder's or dataset's texts
-    whole: tuple[str, ...] = ("python",)  # distributions of which every text is kept, twins too
+    whole: tuple[str, ...] = ("python", "numpy")  # distributions that keep every text, twins too
     near_duplicate_threshold: float = 0.8  # Jaccard's likeness that counts as equal, 0 to 1
     leakage_threshold: float = 0.5  # likeness from which texts stay on one side, 0 to 1
     validation_share: float = 0.05  # of the bytes, 0 to 0.5
