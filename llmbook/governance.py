@@ -79,7 +79,8 @@ def show_removed(
         ]
         if samples:
             folds.append(fold(f"{name}: samples", tag("ul", *samples, class_="samples")))
-    return together(draw_table(rows), *folds)
+    samples = fold("Samples of each step, with the reason", *folds) if folds else None
+    return together(draw_table(rows), samples)
 
 # %% ../nbs/24d_governance.ipynb #50692972
 def show_training(
@@ -145,7 +146,9 @@ def show_sizes(
     if isinstance(table, Mapping):
         table = [{"kind": kind, **row} for kind, row in table.items() if isinstance(row, Mapping)]
     named = lambda key, value: say_bytes(value) if key in ("bytes", "size") else value
-    rows = [{str(k).replace("_", " "): named(k, v) for k, v in row.items()} for row in table]
+    first = lambda item: not isinstance(item[1], str)  # names before numbers
+    rows = [{str(k).replace("_", " "): named(k, v) for k, v in sorted(row.items(), key=first)}
+            for row in table]
     speeds = [{"model": kind, "tokens per second": say_number(speed)}
               for kind, speed in (numbers.get("tokens_per_second") or {}).items()]
     return together(draw_table(rows, "The same model in fewer bits"),
@@ -234,12 +237,13 @@ def show_exchange(
             for c in exchange.get("citations", ())
         ]
     )
-    text = exchange.get("text") or exchange.get("reason") or "(nothing)"
+    text = str(exchange.get("text") or exchange.get("reason") or "").strip() or "(nothing)"
+    text = text.split("\n\n[1] ")[0] if cited else text  # the list below says it better
     note = "it found no support, and said so" if silent else ORIGIN.get(kind, kind)
     return tag(
         "div",
         tag("p", exchange.get("question", ""), class_="q"),
-        tag("blockquote", str(text)[:900], class_="silent" if silent else ""),
+        tag("blockquote", text[:900], class_="silent" if silent else ""),
         tag("ul", *cited) if cited else None,
         tag("small", note),
     )

@@ -211,8 +211,9 @@ def talk(
     names = {kind: name for name, kind in models.items()}
     exchanges = []
     for question in settings.questions if "answers" in names else ():
-        exchanges.append({"kind": "answers"} | ask_streaming(
-            client, names["answers"], question, 1024))
+        exchange = ask_streaming(client, names["answers"], question, 1024)
+        exchange["tokens_per_second"] = None  # a found passage arrives at once
+        exchanges.append({"kind": "answers"} | exchange)
     if "chat" in names:
         question = (settings.questions or ("what does print do?",))[0]
         exchanges.append({"kind": "chat"} | ask_streaming(

@@ -43,9 +43,17 @@ def together(
     return Markup("".join(parts))
 
 # %% ../nbs/24c_pages.ipynb #c22c1b45
-TONES = {"better": "good", "worse": "bad", "undecided": "flat", "passed": "good", "FAILED": "bad",
-         "production": "good"}
-NUMERIC = re.compile(r"[-+−]?[\d.,]+( ?[a-zA-Z%/²]{1,6}| million| billion)?( \d+ (min|s))?|")
+TONES = {
+    "better": "good",
+    "worse": "bad",
+    "undecided": "flat",
+    "passed": "good",
+    "FAILED": "bad",
+    "production": "good",
+}
+NUMERIC = re.compile(
+    r"[-+−]?[\d.,]+(e-?\d+)?( ?[a-zA-Z%/²]{1,6}| million| billion)?( \d+ (min|s))?|"
+)
 
 
 def draw_table(
@@ -58,9 +66,13 @@ def draw_table(
     table = Table(rows)
     columns = list(zip(*table.cells, strict=True))
     right = [all(map(NUMERIC.fullmatch, cells)) and any(cells) for cells in columns]
-    line = lambda kind, cells: tag("tr", *(
-        tag(kind, cell, class_=TONES.get(cell) or ("n" if number else ""))
-        for cell, number in zip(cells, right, strict=True)))
+    line = lambda kind, cells: tag(
+        "tr",
+        *(
+            tag(kind, cell, class_=TONES.get(cell) or ("n" if number else ""))
+            for cell, number in zip(cells, right, strict=True)
+        ),
+    )
     body = together(*(line("td", cells) for cells in table.cells))
     above = tag("caption", caption) if caption else None
     inside = (above, tag("thead", line("th", table.columns)), tag("tbody", body))
