@@ -229,17 +229,17 @@ def matryoshka_ranking(
     passages: Tensor,  # (n, d), row i answers question i
     widths: Sequence[int],  # prefixes of the vectors that shall rank by themselves
     right: Tensor | None = None,  # (n,) number of the passage; equal numbers are no wrong answers
-    scale: float = 20.0,  # logits per unit of cosine
+    scale: float = 20.0,  # logits per unit of cosine, ≤ 40
 ) -> Tensor:  # scalar, mean over widths and both directions
     "In-batch ranking loss of vectors and of their prefixes."
-    labels = torch.arange(len(questions), device=questions.device)
-    right = labels if right is None else right
-    same = (right[:, None] == right) & (labels[:, None] != labels)
-    total = questions.new_zeros(())
+    count, total = len(questions), questions.new_zeros(())
+    right = torch.arange(count, device=questions.device) if right is None else right
+    kept = (right[:, None] != right).to(questions.dtype).fill_diagonal_(1)
     for width in widths:
         q, p = F.normalize(questions[:, :width], dim=1), F.normalize(passages[:, :width], dim=1)
-        logits = (scale * q @ p.T).masked_fill(same, -torch.inf)
-        total = total + F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)
+        odds = torch.exp(torch.addmm(q.new_tensor(-scale), scale * q, p.T)) * kept
+        total = total + (odds.sum(1).log() + odds.sum(0).log()).mean()
+        total = total - 2 * scale * ((q * p).sum(1).mean() - 1)
     return total / (2 * len(widths))
 
 # %% ../nbs/03_embeddings.ipynb #7e815aea
@@ -252,7 +252,7 @@ class EncoderSettings:
     steps: int = 160  # batches
     batch: int = 1024  # pairs per batch; ≥ 2
     learning_rate: float = 0.003  # of Adam, falling to zero
-    scale: float = 20.0  # logits per unit of cosine
+    scale: float = 20.0  # logits per unit of cosine, ≤ 40
     characters: int = 1000  # of a passage that are read
     seed: int = 1  # draws directions and batches
 
@@ -261,7 +261,7 @@ class EncoderSettings:
             "vocabulary": self.vocabulary >= 256, "width": self.width > 0 and self.width % 4 == 0,
             "steps": self.steps >= 0, "batch": self.batch >= 2,
             "learning_rate": self.learning_rate > 0,
-            "scale": self.scale > 0, "characters": self.characters > 0,
+            "scale": 0 < self.scale <= 40, "characters": self.characters > 0,
         }
         for name, good in rules.items():
             if not good:
@@ -305,7 +305,7 @@ def train_encoder(
     "Pull questions to their passages, and push them from those of the others."
     asked, told = _Bags(encoder, questions), _Bags(encoder, passages)
     encoder.weights = weights = encoder.weights.clone().requires_grad_()
-    adam = torch.optim.Adam([weights], betas=(0.9, 0.99))
+    adam = torch.optim.Adam([weights], betas=(0.9, 0.99), fused=True)
     curve = []
     batches = progress(_draw_batches(len(questions), settings), "encoder", settings.steps, "step")
     for step, rows in enumerate(batches):
