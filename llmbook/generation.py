@@ -536,35 +536,36 @@ class Matrix:
         self,
         weight: torch.Tensor,  # (out, in)
     ):
-        self.weight = weight.detach()
+        # (in, out): one row times it takes 0.5 to 0.85 of the time that (out, in) takes
+        self.columns = weight.detach().T.contiguous()
 
     def __call__(
         self,
         x: torch.Tensor,  # (n, in)
     ) -> torch.Tensor:  # (n, out)
         "Multiply."
-        return F.linear(x, self.weight)
+        return torch.mm(x, self.columns)
 
     def rows(
         self,
         ids: torch.Tensor,  # (n,) row numbers
     ) -> torch.Tensor:  # (n, in) in floating point
         "Look up rows, as an embedding does."
-        return self.weight[ids]
+        return self.columns.T[ids]
 
     def take(
         self,
         order: torch.Tensor,  # (out,) row numbers
     ) -> "Matrix":  # with its rows in that order
         "Reorder the rows."
-        return Matrix(self.weight[order])
+        return Matrix(self.columns.T[order])
 
     @staticmethod
     def join(
         parts: "Sequence[Matrix]",  # with equal `in`
     ) -> "Matrix":  # with all their rows
         "Put matrices on top of each other."
-        return Matrix(torch.cat([part.weight for part in parts]))
+        return Matrix(torch.cat([part.columns.T for part in parts]))
 
 # %% ../nbs/07_generation.ipynb #93d6bb1b
 class _Layer(NamedTuple):

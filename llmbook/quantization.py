@@ -11,7 +11,7 @@ __all__ = ['NF4', 'round_to_format', 'Quantized', 'fit_group', 'quantize_rtn', '
 import time
 
 # %% ../nbs/11_quantization.ipynb #02c0c7a8
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -238,12 +238,12 @@ class Int8Matrix(Matrix):
     def __init__(
         self,
         codes: torch.Tensor,  # (out, in) int8
-        scales: torch.Tensor,  # (out,) exact in bfloat16
+        scales: torch.Tensor,  # (out,) or (out, 1), exact in bfloat16
     ):
         # the kernel reads 16 bytes at once and crashes at odd addresses, as in a mapped file
-        self.codes, self.scales = _aligned(codes), _aligned(scales.bfloat16())
-        kernel = hasattr(torch, "_weight_int8pack_mm") and codes.device.type == "cpu"
-        self.most = _MOST_ROWS if kernel and codes.shape[1] % 32 == 0 else 0
+        self.codes, self.scales = _aligned(codes), _aligned(scales.bfloat16().view(-1))
+        fits = codes.device.type == "cpu" and codes.shape[1] % 32 == 0
+        self.most = _MOST_ROWS if fits and hasattr(torch, "_weight_int8pack_mm") else 0
 
     @classmethod
     def of(
@@ -251,8 +251,7 @@ class Int8Matrix(Matrix):
         weight: torch.Tensor,  # (out, in)
     ) -> "Int8Matrix":  # rounded to the nearest
         "Quantize a weight."
-        codes, scales, _ = quantize_rtn(weight, 8)
-        return cls(codes, scales[:, 0])
+        return cls(*quantize_rtn(weight, 8)[:2])
 
     def __call__(
         self,
@@ -283,8 +282,7 @@ class Int8Matrix(Matrix):
         parts: "Sequence[Int8Matrix]",  # with equal `in`
     ) -> "Int8Matrix":  # with all their rows
         "Put matrices on top of each other."
-        codes = torch.cat([part.codes for part in parts])
-        return Int8Matrix(codes, torch.cat([part.scales for part in parts]))
+        return Int8Matrix(*map(torch.cat, zip(*((p.codes, p.scales) for p in parts), strict=True)))
 
 # %% ../nbs/11_quantization.ipynb #a5050b67
 def to_int8(
@@ -372,7 +370,7 @@ def _open_weight(name: str, shape: torch.Size, tensors: Mapping[str, torch.Tenso
     if codes is None:
         return Matrix(plain) if plain.ndim == 2 else plain
     if codes.dtype == torch.int8 and scales.shape[1] == 1:
-        return Int8Matrix(plain, scales[:, 0])
+        return Int8Matrix(plain, scales)
     return Matrix(Quantized(plain, scales.float(), 4).restore())
 
 
