@@ -141,11 +141,8 @@ def retrieve(
     "Search, add the chunks of what the question names, and rerank."
     question, hits = self.read(query), self.search(query, max(depth, k))
     have = {hit.row for hit in hits}
-    for name in question.names:
-        for row in self.rows_named(name)[:8]:
-            if row not in have:
-                have.add(row)
-                hits.append(self.hit(row, 0.0))
+    named = (row for name in question.names for row in self.rows_named(name)[:8])
+    hits += self.hits([row for row in dict.fromkeys(named) if row not in have])
     return rerank(question, hits, scorer)[:k]
 
 # %% ../nbs/13b_rag.ipynb #960567ab
