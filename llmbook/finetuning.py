@@ -231,11 +231,11 @@ class FinetuneSettings:
     batch: int = 8  # rows per step
     replay: int = 1  # rows of plain text among them
     context: int | None = None  # tokens per row; none: the model's
-    pairs: int = 8000  # training pairs used, drawn by the seed
+    pairs: int = 4000  # training pairs used, drawn by the seed
     held_out: int = 200  # validation pairs measured before and after
     optimiser: Literal["muon", "adamw"] = "muon"  # for the matrices
-    learning_rate: float = 2e-3  # AdamW's peak
-    matrix_rate: float = 4e-3  # Muon's peak
+    learning_rate: float = 1e-3  # AdamW's peak
+    matrix_rate: float = 2e-3  # Muon's peak
     micro_batch: int = 0  # rows per forward pass; 0: all
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the matrix products
     checkpoint_every: int = 50  # steps

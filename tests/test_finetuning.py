@@ -25,6 +25,7 @@ TEXTS = [f"The square of {i} is {i * i}. Half of {i} is {i / 2}." for i in range
 PAIRS = [(f"What is the square of {i}?", f"The square of {i} is {i * i}.") for i in range(400)]
 SETTINGS = FinetuneSettings(
     steps=30, batch=4, context=48, pairs=300, held_out=20, samples=1, precision="float32",
+    learning_rate=2e-3, matrix_rate=4e-3,
     checkpoint_every=10,
 )
 
@@ -42,7 +43,7 @@ def inputs(tmp_path_factory) -> dict[str, Path]:
         table = pyarrow.Table.from_pylist(rows)
         pyarrow.parquet.write_table(table, paths["corpus"] / f"pairs-{split}.parquet")
     parts = {"train": TEXTS[:350], "validation": TEXTS[350:], "test": TEXTS[:1]}
-    splits = {name: write_shard(tokenizer, part, paths["tokens"], name) for name, part in parts.items()}
+    splits = {name: write_shard(tokenizer, [part], paths["tokens"], name) for name, part in parts.items()}
     meta = {"dtype": "uint16", "vocabulary": len(tokenizer), "splits": splits}
     write_json(paths["tokens"] / "meta.json", meta | {"tokenizer": identify_tokenizer(tokenizer)})
     torch.manual_seed(0)

@@ -229,7 +229,7 @@ def make_inputs(folder: Path) -> dict[str, Path]:
     inputs["tokens"].mkdir()
     parts = {"train": texts[:500], "validation": texts[500:550], "test": texts[550:]}
     splits = {
-        name: write_shard(tokenizer, part, inputs["tokens"], name) for name, part in parts.items()
+        name: write_shard(tokenizer, [part], inputs["tokens"], name) for name, part in parts.items()
     }
     write_json(
         inputs["tokens"] / "meta.json",
