@@ -617,7 +617,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'llmbook.losses.ranking_loss': ('losses.html#ranking_loss', 'llmbook/losses.py'),
                                 'llmbook.losses.siglip_loss': ('losses.html#siglip_loss', 'llmbook/losses.py'),
                                 'llmbook.losses.token_losses': ('losses.html#token_losses', 'llmbook/losses.py')},
-            'llmbook.monitoring': { 'llmbook.monitoring.AlertRule': ('monitoring.html#alertrule', 'llmbook/monitoring.py'),
+            'llmbook.monitoring': { 'llmbook.monitoring.Alert': ('monitoring.html#alert', 'llmbook/monitoring.py'),
                                     'llmbook.monitoring.Budget': ('monitoring.html#budget', 'llmbook/monitoring.py'),
                                     'llmbook.monitoring.Budget.__init__': ('monitoring.html#budget.__init__', 'llmbook/monitoring.py'),
                                     'llmbook.monitoring.Budget._limits': ('monitoring.html#budget._limits', 'llmbook/monitoring.py'),

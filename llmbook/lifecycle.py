@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LIFE', 'MADE', 'app', 'Folder', 'Name', 'Model', 'Step', 'load_stages', 'open_run', 'settings_schema', 'headline',
            'tell_progress', 'summarise', 'lay_out_report', 'find_run', 'main', 'read_pairs', 'run_life', 'say_next',
-           'ask_documents', 'serve_run', 'tell_address', 'service_settings', 'show_status', 'generate_text',
-           'manage_keys', 'show_plan']
+           'ask_documents', 'word_answer', 'serve_run', 'tell_address', 'service_settings', 'show_status',
+           'generate_text', 'manage_keys', 'show_plan']
 
 # %% ../nbs/25_lifecycle.ipynb #9344e32a
 import sys
@@ -62,7 +62,8 @@ LIFE = (
 LIFE += (
     Step("quantized", "quantization.quantize", "QuantizeSettings", ("chat", "tokens"),
          "make it smaller: 8 and 4 bits, GGUF",
-         "{table[0][bytes]:,} → {table[1][bytes]:,} bytes, perplexity {table[1][perplexity_change]:+.2%}"),
+         "{table[0][bytes]:,} → {table[1][bytes]:,} bytes with 8 bits, perplexity "
+         "{table[1][perplexity_change]:+.2%}"),
     Step("encoder", "embeddings.build_encoder", "EncoderSettings", ("corpus", "tokenizer"),
          "train a sentence encoder",
          "{before[ndcg_10]:.2f} → {after[ndcg_10]:.2f} nDCG@10 on held-out questions"),
@@ -78,10 +79,11 @@ MADE = tuple(step.name for step in LIFE)
 
 LIFE += (
     Step("version", "operations.register", "RegistrySettings", MADE,
-         "track the run, register a version, promote it behind the gate", "{release}: {status}"),
+         "track the run, register a version, promote it behind the gate",
+         "{release}: {status}"),
     Step("service", "operations.rehearse_service", "RehearsalSettings",
          ("chat", "encoder", "index"), "serve it, ask it over HTTP, drain it",
-         "{requests} requests, {answers[answered]} of {answers[asked]} questions answered with quotes"),
+         "{requests} requests, {answers[answered]} of {answers[asked]} questions answered"),
     Step("cards", "governance.write_cards", "GovernanceSettings", (*MADE, "version", "service"),
          "write the model card, the data sheet, the report",
          "{better} findings better, {worse} worse, {undecided} undecided"),
@@ -278,9 +280,23 @@ def ask_documents(
     else:
         run = find_run(folder, name, "index")
         answer = answer_question(Index.load(run / "index", run / "encoder"), question, k=passages)
-    print(answer)
+    print(word_answer(answer))
     if answer.abstained:
         sys.exit(1)
+
+
+def word_answer(
+    answer: Any,  # from `llmbook.rag`
+) -> str:  # for a terminal
+    "The quotes and where they stand, or the reason why there are none."
+    if answer.abstained:
+        near = dict.fromkeys(citation.symbol for citation in answer.citations)
+        return f"No answer: {answer.reason}" + (f"\nNearest: {', '.join(near)}" if near else "")
+    places = {}
+    for citation in answer.citations:
+        source = f"{citation.module} · {citation.source} · {citation.licence}"
+        places[citation.document] = f"  {citation.signature or citation.symbol}\n    from {source}"
+    return f"{answer.text}\n\n" + "\n".join(places.values())
 
 # %% ../nbs/25_lifecycle.ipynb #fd12b4ed
 @app.command("serve")
@@ -342,13 +358,14 @@ def generate_text(
 ) -> None:
     "Go on from a prompt with any Llama-family model folder, token by token."
     from llmbook.architecture import load_decoder
-    from llmbook.generation import Sampling, stream
+    from llmbook.generation import LeanDecoder, Sampling, stream
     from llmbook.tokenization import load_tokenizer
 
     place = Path(model) if model else find_run(folder) / "chat"
     tokenizer, sampling = load_tokenizer(place), Sampling(tokens, temperature, seed=seed)
     ids = tokenizer(prompt, add_special_tokens=False).input_ids
-    for piece in stream(load_decoder(place), tokenizer, ids, sampling):
+    model = LeanDecoder.of(load_decoder(place))
+    for piece in stream(model, tokenizer, ids, sampling):
         print(piece.text, end="", flush=True)
     print()
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DURATION_BUCKETS', 'FIRST_TOKEN_BUCKETS', 'TOKEN_TIME_BUCKETS', 'SIZE_BUCKETS', 'RULES', 'QUIET', 'PANELS',
            'estimate_quantile', 'PrometheusObserver', 'EnergyMeter', 'BudgetSettings', 'Budget', 'read_metrics',
-           'list_metrics', 'Rule', 'find_metrics', 'check_rules', 'write_alert_rules', 'write_rule_tests',
+           'list_metrics', 'Alert', 'find_metrics', 'check_rules', 'write_alert_rules', 'write_rule_tests',
            'write_dashboard', 'write_monitoring_files']
 
 # %% ../nbs/22_monitoring.ipynb #6055de1b
@@ -397,7 +397,7 @@ def list_metrics(
 
 # %% ../nbs/22_monitoring.ipynb #839a5f1d
 @dataclass(frozen=True)
-class Rule:
+class Alert:
     "An alert, and a fault that must set it off."
 
     name: str  # what fires
@@ -418,43 +418,43 @@ _REFUSED, _SUCCESS = "llmbook_requests_rejected_total", "vllm:request_success_to
 _P95 = "histogram_quantile(0.95, sum by (le) (rate({}_bucket[5m])))".format
 
 # %% ../nbs/22_monitoring.ipynb #4edb5752
-RULES: tuple[Rule, ...] = (
-    Rule("LlmbookDown", 'up{job="llmbook"} == 0', 2, "critical",
+RULES: tuple[Alert, ...] = (
+    Alert("LlmbookDown", 'up{job="llmbook"} == 0', 2, "critical",
          "The service does not answer its scrape: nobody is served.",
          {'up{job="llmbook"}': "1x5 0x35"}),
-    Rule("LlmbookErrors",
+    Alert("LlmbookErrors",
          f'sum(rate({_REFUSED}{{status=~"5.."}}[5m])) / '
          f"(sum(rate({_REFUSED}[5m])) + sum(rate({_SUCCESS}[5m]))) > 0.05", 5, "critical",
          "More than one request in twenty fails by our fault: look for `failed` in the log.",
          {f'{_REFUSED}{{status="500",code="internal_error"}}': "0+6x40", _SUCCESS: "0+30x40"}),
-    Rule("LlmbookStalled",
+    Alert("LlmbookStalled",
          "sum(vllm:num_requests_running) > 0 and "
          "sum(rate(vllm:generation_tokens_total[5m])) == 0", 5, "critical",
          "A request is in work and no token comes out: a worker hangs.",
          {"vllm:num_requests_running": "1x40", "vllm:generation_tokens_total": "500x40"}),
-    Rule("LlmbookSlowFirstToken", f'{_P95("vllm:time_to_first_token_seconds")} > 5', 10, "warning",
+    Alert("LlmbookSlowFirstToken", f'{_P95("vllm:time_to_first_token_seconds")} > 5', 10, "warning",
          "One user in twenty waits over 5 s for the first word: too few workers, or long prompts.",
          _histogram("vllm:time_to_first_token_seconds", "0+20x40")),
-    Rule("LlmbookSlowTokens", f'{_P95("vllm:inter_token_latency_seconds")} > 0.5', 10, "warning",
+    Alert("LlmbookSlowTokens", f'{_P95("vllm:inter_token_latency_seconds")} > 0.5', 10, "warning",
          "Words come slower than people read: the machine is shared or too small.",
          _histogram("vllm:inter_token_latency_seconds", "0+200x40")),
-    Rule("LlmbookQueueFull", f'sum(rate({_REFUSED}{{code="queue_full"}}[5m])) > 0.05', 5, "warning",
+    Alert("LlmbookQueueFull", f'sum(rate({_REFUSED}{{code="queue_full"}}[5m])) > 0.05', 5, "warning",
          "People are sent away because the queue is full: add a copy of the service.",
          {f'{_REFUSED}{{status="429",code="queue_full"}}': "0+10x40"}),
 )
 
 # %% ../nbs/22_monitoring.ipynb #3a0a9fb5
 RULES += (
-    Rule("LlmbookBudgetNearlyUsed", "max by (unit) (llmbook_budget_used_ratio) > 0.8", 1, "warning",
+    Alert("LlmbookBudgetNearlyUsed", "max by (unit) (llmbook_budget_used_ratio) > 0.8", 1, "warning",
          "Four fifths of the day's {{ $labels.unit }} are used; at the limit work is refused.",
          {'llmbook_budget_used_ratio{unit="tokens"}': "0.5+0.02x40"}),
-    Rule("LlmbookKeysGuessed", f'sum(rate({_REFUSED}{{status="401"}}[5m])) > 0.5', 5, "warning",
+    Alert("LlmbookKeysGuessed", f'sum(rate({_REFUSED}{{status="401"}}[5m])) > 0.5', 5, "warning",
          "Somebody tries keys, or a program kept an old one: see invalid_api_key in the log.",
          {f'{_REFUSED}{{status="401",code="invalid_api_key"}}': "0+60x40"}),
-    Rule("LlmbookMemory", 'process_resident_memory_bytes{job="llmbook"} > 3.5e9', 10, "warning",
+    Alert("LlmbookMemory", 'process_resident_memory_bytes{job="llmbook"} > 3.5e9', 10, "warning",
          "The process holds more than 3.5 GB: it may be killed.",
          {'process_resident_memory_bytes{job="llmbook"}': "1e9+2e8x40"}),
-    Rule("LlmbookUnhappyUsers",
+    Alert("LlmbookUnhappyUsers",
          'sum(increase(llmbook_feedback_total{rating="down"}[1h])) > '
          "0.5 * sum(increase(llmbook_feedback_total[1h])) and "
          "sum(increase(llmbook_feedback_total[1h])) > 10", 5, "warning",
@@ -513,7 +513,7 @@ _NOTE = "Written by llmbook.monitoring.write_monitoring_files; edit the list the
 # %% ../nbs/22_monitoring.ipynb #437a332a
 def write_alert_rules(
     path: str | Path,  # rules.yml
-    rules: Sequence[Rule] = RULES,  # what may fire
+    rules: Sequence[Alert] = RULES,  # what may fire
 ) -> Path:  # the file
     "Write alert rules for Prometheus."
     entries = [
@@ -526,7 +526,7 @@ def write_alert_rules(
 
 def write_rule_tests(
     path: str | Path,  # a file beside rules.yml
-    rules: Sequence[Rule] = RULES,  # what must fire on its fault
+    rules: Sequence[Alert] = RULES,  # what must fire on its fault
 ) -> Path:  # the file, for `promtool test rules`
     "Write the tests of the alert rules: each fault, and a quiet hour."
     series = lambda fault: [{"series": name, "values": values} for name, values in fault.items()]

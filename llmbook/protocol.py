@@ -462,10 +462,11 @@ def load(
     service = cls(name=name)
     if model:
         from llmbook.architecture import load_decoder
+        from llmbook.generation import LeanDecoder
         from llmbook.tokenization import load_tokenizer
 
         tokenizer = load_tokenizer(model)
-        service.writer = DecoderWriter(load_decoder(Path(model)), tokenizer)
+        service.writer = DecoderWriter(LeanDecoder.of(load_decoder(Path(model))), tokenizer)
         service.count = lambda text: len(tokenizer(text).input_ids)
     if encoder:
         from llmbook.embeddings import encode_texts, load_encoder
