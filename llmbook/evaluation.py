@@ -437,26 +437,28 @@ def measure_text(
 
     train, test = (TokenShard(inputs["tokens"], split) for split in ("train", "test"))
     texts = [text.encode() for text in load_split(inputs["corpus"], "test")["text"]]
-    ends = np.append(test.documents[1:], len(test))
-    count = min(int(np.searchsorted(ends, settings.tokens)) + 1, len(texts))
-    ids = np.asarray(test.tokens[: ends[count - 1]], dtype=np.int64)
-    sizes = np.array([len(text) for text in texts[:count]])
+    cuts = [*test.documents.tolist(), len(test)]
+    every = max(1, len(test) // settings.tokens)  # spread over the split: neighbours are alike
+    chosen = range(0, len(texts), every)
+    parts = [np.asarray(test.tokens[cuts[i] : cuts[i + 1]], dtype=np.int64) for i in chosen]
+    texts, ids = [texts[i] for i in chosen], np.concatenate(parts)
+    starts, sizes = np.cumsum([0, *map(len, parts)])[:-1], np.array([len(t) for t in texts])
     counted = NgramModel(train.tokens[: settings.train_tokens], train.vocabulary)
     model = load_decoder(inputs["model"])
     nats = {"model": nats_per_position(model, ids), "five_gram": counted.nats(ids)}
     bits = {
-        name: np.add.reduceat(values, test.documents[:count]) / math.log(2) / sizes
+        name: np.add.reduceat(values, starts) / math.log(2) / sizes
         for name, values in nats.items()
     }
     known = "".join(load_split(inputs["corpus"], "train")["text"]).encode()
-    window, held_out = int(settings.zstd_megabytes * 1e6), b"".join(texts[:count])
+    window, held_out = int(settings.zstd_megabytes * 1e6), b"".join(texts)
     mean = lambda each: float((each * sizes).sum() / sizes.sum())
     found: dict[str, Any] = {name: {"bits_per_byte": mean(each)} for name, each in bits.items()}
     found["model"]["perplexity"] = perplexity_of(float(nats["model"].sum()), len(ids))
     found["zstd"] = {"bits_per_byte": zstd_bits_per_byte(known, held_out, window)}
     compared = paired_bootstrap(bits["five_gram"], bits["model"], sizes, settings.resamples)
     found["model_against_five_gram_bits_per_byte"] = asdict(compared)
-    return found | {"bytes": int(sizes.sum()), "documents": count}
+    return found | {"bytes": int(sizes.sum()), "documents": len(texts)}
 
 # %% ../nbs/14_evaluation.ipynb #b9f7ddbb
 def measure_tuning(
