@@ -438,14 +438,16 @@ RULES: tuple[Alert, ...] = (
     Alert("LlmbookSlowTokens", f'{_P95("vllm:inter_token_latency_seconds")} > 0.5', 10, "warning",
          "Words come slower than people read: the machine is shared or too small.",
          _histogram("vllm:inter_token_latency_seconds", "0+200x40")),
-    Alert("LlmbookQueueFull", f'sum(rate({_REFUSED}{{code="queue_full"}}[5m])) > 0.05', 5, "warning",
+    Alert("LlmbookQueueFull", f'sum(rate({_REFUSED}{{code="queue_full"}}[5m])) > 0.05',
+         5, "warning",
          "People are sent away because the queue is full: add a copy of the service.",
          {f'{_REFUSED}{{status="429",code="queue_full"}}': "0+10x40"}),
 )
 
 # %% ../nbs/22_monitoring.ipynb #3a0a9fb5
 RULES += (
-    Alert("LlmbookBudgetNearlyUsed", "max by (unit) (llmbook_budget_used_ratio) > 0.8", 1, "warning",
+    Alert("LlmbookBudgetNearlyUsed", "max by (unit) (llmbook_budget_used_ratio) > 0.8",
+         1, "warning",
          "Four fifths of the day's {{ $labels.unit }} are used; at the limit work is refused.",
          {'llmbook_budget_used_ratio{unit="tokens"}': "0.5+0.02x40"}),
     Alert("LlmbookKeysGuessed", f'sum(rate({_REFUSED}{{status="401"}}[5m])) > 0.5', 5, "warning",
