@@ -167,8 +167,8 @@ than that the their them then there these they this those to under up us was we 
 which while who whom whose why will with would you your python python's
 """.split())
 ASKING = frozenset("""
-use used uses work works compute computes mean means meaning guarantee guarantees happen happens need
-want way function method module class thing explain tell give get gets example object value
+use used uses work works compute computes mean means meaning guarantee guarantees happen happens
+need want way function method module class thing explain tell give get gets example object value
 purpose difference between compare versus vs describe show return returns call called user
 possible best good exactly recommended library package code write program help like same long
 many much must often take takes all without inside per each not
