@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from .core import SEAL, CorruptFileError, InputError, ResourceError, SettingsError
 from .core import atomic_write, hash_file, read_json, seal, write_json
 from .embeddings import apply_rotary, rotary_angles
+from .tokenization import end_tokens
 
 # %% ../nbs/04_architecture.ipynb #695003f8
 if TYPE_CHECKING:
@@ -569,11 +570,12 @@ def save_decoder(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder, config, stops = Path(folder), llama_config(decoder.settings), {}
+    folder, config, stops, ends = Path(folder), llama_config(decoder.settings), {}, {}
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
         check_vocabulary(len(tokenizer), decoder.settings.vocabulary)
         stops = {name: getattr(tokenizer, name) for name in config if name.endswith("_token_id")}
+        ends = {"eos_token_id": sorted(end_tokens(tokenizer))}  # a turn's end ends an answer too
         tokenizer.save_pretrained(folder)
     tensors = {name: weight.cpu().clone() for name, weight in export_tensors(decoder).items()}
     try:
@@ -582,7 +584,7 @@ def save_decoder(
     except SafetensorError as error:
         do = "free some space and start again"
         raise ResourceError(f"`{folder}` cannot be written: {error}", do=do) from None
-    write_json(folder / "generation_config.json", stops)
+    write_json(folder / "generation_config.json", stops | ends)
     write_json(folder / "config.json", config | stops)
     seal(folder)
 

@@ -39,11 +39,11 @@ class Document:
     signature: str = ""  # how it is called, or empty
     language: str = "en"  # BCP 47 code
     collected: str = ""  # ISO date on which the text came to this machine
-    id: str = ""  # hash of source and symbol
+    id: str = ""  # hash of source, kind and symbol
     sha256: str = ""  # hash of the text
 
     def __post_init__(self) -> None:
-        self.id = self.id or hash_text(f"{self.source}\0{self.symbol}")[:16]
+        self.id = self.id or hash_text(f"{self.source}\0{self.kind}\0{self.symbol}")[:16]
 
     @property
     def body(self) -> str:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typical', 'penalise_repetition', 'ban_repeated_ngrams', 'Sampling',
            'read_sampling', 'adjust_logits', 'choose_token', 'KeyValueCache', 'next_logits', 'score_states', 'Piece',
-           'end_tokens', 'stream', 'Completion', 'complete', 'chat_ids', 'Beam', 'beam_search', 'contrastive_search',
-           'Matrix', 'LeanDecoder', 'states']
+           'stream', 'Completion', 'complete', 'chat_ids', 'Beam', 'beam_search', 'contrastive_search', 'Matrix',
+           'LeanDecoder', 'states']
 
 # %% ../nbs/07_generation.ipynb #86df2a86
 import difflib
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 # %% ../nbs/07_generation.ipynb #8cd804d1
 from .architecture import attend, export_tensors
 from .core import InputError, SettingsError
+from .tokenization import end_tokens
 
 # %% ../nbs/07_generation.ipynb #54280107
 if TYPE_CHECKING:
@@ -305,15 +306,6 @@ class Piece(NamedTuple):
     logprob: float | None  # its log-probability under the model [nats]; none if not asked for
     top_logprobs: tuple[tuple[int, float], ...]  # (token, log-probability) of the likeliest
     finish_reason: str | None  # "stop", "length" or "cancelled" in the last piece, else none
-
-
-def end_tokens(
-    tokenizer: "PreTrainedTokenizerFast",  # any fast tokenizer
-) -> frozenset[int]:  # ids that end a continuation
-    "The tokens that end a document or a turn."
-    known, names = tokenizer.get_added_vocab(), ("<|end|>", "<|eot_id|>", "<|im_end|>", "</s>")
-    ends = {tokenizer.eos_token_id, *(known[name] for name in names if name in known)}
-    return frozenset(ends - {None})
 
 
 def _check_prompt(ids: Sequence[int], settings: "DecoderSettings") -> None:

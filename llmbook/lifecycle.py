@@ -71,7 +71,10 @@ LIFE += (
          "index the passages for search", "{chunks:,} passages, {terms:,} terms"),
     Step("evaluation", "evaluation.evaluate", "EvaluationSettings",
          ("corpus", "tokens", "tokenizer", "model", "chat", "encoder", "index"),
-         "measure it all on held-out functions", ""),
+         "measure it all on held-out functions",
+         "{text[model][bits_per_byte]:.2f} bits per byte, "
+         "5-gram {text[five_gram][bits_per_byte]:.2f}, zstd {text[zstd][bits_per_byte]:.2f}; "
+         "F1 of answers {answers[from_memory][f1]:.2f} → {answers[retrieved][f1]:.2f}"),
 )
 
 # %% ../nbs/25_lifecycle.ipynb #a6229cfc
@@ -213,7 +216,8 @@ def main() -> None:
     "Run the command; turn our errors into one line and status 2."
     import logging
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger().handlers[0].setLevel(logging.WARNING)  # some libraries log all they do
     try:
         app()
     except LlmbookError as error:
@@ -348,8 +352,9 @@ def show_status(name: Name = None, folder: Folder = Path("runs")) -> None:
     run = find_run(folder, name, "corpus")
     records = read_json(run / "run.json")["stages"]
     rows = [
-        {"stage": record["name"], "result": headline(record),
-         "seconds": round(record["seconds"], 1), "content": verify(run / record["name"])[:12]} for record in records
+        {"stage": record["name"], "seconds": round(record["seconds"], 1),
+         "content": verify(run / record["name"])[:12], "result": headline(record)}
+        for record in records
     ]
     print(Table(rows, f"{run}: every file is what its checksum says"))
 

@@ -68,7 +68,7 @@ class PrometheusObserver(Observer):
 
     def __init__(
         self,
-        budget: "Budget | None" = None,  # is asked before each request; none: no limit
+        budget: Any = None,  # a `Budget`, asked before each request; none: no limit
     ):
         self.budget, self.registry, self.energy = budget, CollectorRegistry(), EnergyMeter()
         ProcessCollector(registry=self.registry)

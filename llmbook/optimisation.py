@@ -179,13 +179,7 @@ def training_dtype(
     wanted: Literal["auto", "float32", "bfloat16"] = "auto",  # auto: what is fast there
 ) -> torch.dtype:  # of the matrix products; weights stay in float32
     "The number format of the matrix products in training."
-    if wanted != "auto":
-        return getattr(torch, wanted)
-    if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        fast = able.get("avx512_bf16") or able.get("amx_bf16")
-        return torch.bfloat16 if fast else torch.float32
-    return choose_dtype(device)
+    return choose_dtype(device) if wanted == "auto" else getattr(torch, wanted)
 
 # %% ../nbs/06b_optimisation.ipynb #24d251d6
 def build_optimisers(

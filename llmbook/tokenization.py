@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['END_OF_TEXT', 'SPECIAL_TOKENS', 'SPLIT_PATTERN', 'CHAT_TEMPLATE', 'byte_letters', 'spell_vocabulary',
            'train_textbook_bpe', 'split_words', 'count_words', 'train_bpe', 'bpe_encode', 'BytePairs',
-           'train_tokenizer', 'TokenView', 'encode_plain', 'load_tokenizer', 'identify_tokenizer', 'WordMemory',
-           'DocumentEncoder', 'choose_integer', 'write_shard', 'TokenShard', 'TokenizerSettings', 'EncodingSettings',
-           'build_tokenizer', 'encode_corpus']
+           'train_tokenizer', 'TokenView', 'encode_plain', 'load_tokenizer', 'end_tokens', 'identify_tokenizer',
+           'WordMemory', 'DocumentEncoder', 'choose_integer', 'write_shard', 'TokenShard', 'TokenizerSettings',
+           'EncodingSettings', 'build_tokenizer', 'encode_corpus']
 
 # %% ../nbs/02_tokenization.ipynb #90aa92bb
 import functools
@@ -380,6 +380,15 @@ def load_tokenizer(
         )
     read_json(folder / "tokenizer.json")
     return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+
+
+def end_tokens(
+    tokenizer: "PreTrainedTokenizerFast",  # any fast tokenizer
+) -> frozenset[int]:  # ids that end a continuation
+    "The tokens that end a document or a turn."
+    known, names = tokenizer.get_added_vocab(), ("<|end|>", "<|eot_id|>", "<|im_end|>", "</s>")
+    ends = {tokenizer.eos_token_id, *(known[name] for name in names if name in known)}
+    return frozenset(ends - {None})
 
 
 def identify_tokenizer(

@@ -137,6 +137,18 @@ class Outline(HTMLParser):
             self.sections[-1][1 if self.heading else 2] += data
 
 
+def loosen_links(folder: Path) -> None:
+    """Let nbdev's links to names that no page documents (methods, private names) lead to their page."""
+    texts = {path: path.read_text(encoding="utf-8") for path in folder.glob("*.html")}
+    ids = {path.name: Outline(text).ids for path, text in texts.items()}
+    for path, text in texts.items():
+        loose = re.sub(
+            r'href="(\w+\.html)#([^"]+)"',
+            lambda found: found[0] if found[2] in ids.get(found[1], ()) else f'href="{found[1]}"', text,
+        )
+        path.write_text(loose, encoding="utf-8")
+
+
 def check_links(outlines: dict[str, Outline]) -> None:
     """Fail on a link that leads nowhere or out of the site's own files."""
     dead = []
@@ -169,6 +181,7 @@ def build() -> int:
         shutil.copy(HERE / name, OUTPUT)
     for module in (ROOT / "llmbook").glob("[!_]*.py"):
         source_page(module, OUTPUT / "source")
+    loosen_links(OUTPUT)
     outlines = {str(p.relative_to(OUTPUT)): Outline(p.read_text(encoding="utf-8")) for p in OUTPUT.rglob("*.html")}
     check_links(outlines)
     index = [
