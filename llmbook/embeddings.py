@@ -387,6 +387,19 @@ def _load_static(folder: Path) -> SentenceEncoder:
     return SentenceEncoder(tokenizer, table)
 
 # %% ../nbs/03_embeddings.ipynb #00db3d84
+def _read_passages(corpus: Path, characters: int) -> tuple[list[str], dict[str, int], int]:
+    "The texts of all splits, the row of each document, and how many are for training."
+    passages, row, train = [], {}, 0
+    for split in SPLITS:
+        documents = load_split(corpus, split)
+        row |= {name: len(passages) + i for i, name in enumerate(documents["id"])}
+        passages += [text[:characters] for text in documents["text"]]
+        train = train or len(passages)
+    if not any(passages):
+        raise InputError("a corpus without text", "at least one document", "check the source")
+    return passages, row, train
+
+
 def _read_pairs(corpus: Path, split: str, row: dict[str, int]) -> tuple[list[str], np.ndarray]:
     "Questions of a split, and the row of the passage of each."
     pairs = load_pairs(corpus, split)
@@ -400,14 +413,7 @@ def build_encoder(
     output: Path,  # receives a sentence-transformers folder
 ) -> dict[str, Any]:  # curve, and quality before and after on held-out questions
     "Stage `encoder`: train a sentence encoder on the questions of the corpus."
-    passages, row, train = [], {}, 0
-    for split in SPLITS:
-        documents = load_split(inputs["corpus"], split)
-        row |= {name: len(passages) + i for i, name in enumerate(documents["id"])}
-        passages += [text[: settings.characters] for text in documents["text"]]
-        train = train or len(passages)
-    if not any(passages):
-        raise InputError("a corpus without text", "at least one document", "check the source")
+    passages, row, train = _read_passages(inputs["corpus"], settings.characters)
     tokenizer = train_search_tokenizer(passages[:train], settings.vocabulary)
     encoder = SentenceEncoder(tokenizer, torch.zeros(1, settings.width))
     encoder.weights = draw_weights(
@@ -418,7 +424,11 @@ def build_encoder(
     before = _measure(encoder, heldout, passages, right, settings.width)
     questions, answers = _read_pairs(inputs["corpus"], "train", row)
     learn = len(questions) >= 2 and settings.steps > 0
+    judges = _read_pairs(inputs["corpus"], "validation", row)
+    start, known = encoder.weights.clone(), _rank(encoder, judges, passages, settings.width)
     curve = train_encoder(encoder, questions, passages, answers, settings) if learn else []
+    if known > _rank(encoder, judges, passages, settings.width):  # too few pairs to learn from
+        encoder.weights = start
     save_encoder(encoder, output)
     cuts = {width: _measure(encoder, heldout, passages, right, width) for width in settings.widths}
     return {
@@ -429,6 +439,11 @@ def build_encoder(
     }
 
 # %% ../nbs/03_embeddings.ipynb #5ccf1f2d
+def _rank(encoder: SentenceEncoder, judges: tuple, passages: list, width: int) -> float:
+    "nDCG@10 on validation questions; 0 without any."
+    return _measure(encoder, judges[0], passages, judges[1], width)["ndcg_10"] if judges[0] else 0.0
+
+
 def _measure(
     encoder: SentenceEncoder, questions: list, passages: list, right: np.ndarray, width: int
 ) -> dict[str, float]:

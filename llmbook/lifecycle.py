@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LIFE', 'MADE', 'app', 'Folder', 'Name', 'Settings', 'Model', 'Stages', 'Step', 'load_stages', 'open_run',
            'settings_schema', 'headline', 'tell_progress', 'summarise', 'lay_out_report', 'find_run', 'main',
-           'read_pairs', 'run_life', 'say_next', 'ask_documents', 'word_answer', 'serve_run', 'tell_address',
-           'service_settings', 'show_status', 'generate_text', 'make_corpus', 'show_tokens', 'measure_model',
-           'export_model', 'show_versions', 'manage_keys', 'show_plan']
+           'read_pairs', 'run_life', 'suggest_question', 'say_next', 'ask_documents', 'word_answer', 'serve_run',
+           'tell_address', 'service_settings', 'show_status', 'generate_text', 'make_corpus', 'show_tokens',
+           'measure_model', 'export_model', 'show_versions', 'manage_keys', 'show_plan']
 
 # %% ../nbs/25_lifecycle.ipynb #9344e32a
 import sys
@@ -264,13 +264,28 @@ def run_life(
     say_next(folder / name, report)
 
 # %% ../nbs/25_lifecycle.ipynb #9162453c
+def suggest_question(
+    chunks: Path,  # the passages of an index
+) -> str:  # that these documents may answer
+    "A question to begin with."
+    import pyarrow.parquet
+
+    from llmbook.protocol import suggest_questions
+
+    symbols = pyarrow.parquet.read_table(chunks, columns=["symbol"])["symbol"].unique().to_pylist()
+    if "os.replace" in symbols:
+        return "what does os.replace guarantee?"
+    return suggest_questions(symbols)[0]
+
+
 def say_next(
     folder: Path,  # of the run
     report: Path | None,  # its page, if it was written
 ) -> None:
     "Print what to try now."
     where = "" if folder.parent == Path("runs") else f" --folder {folder.parent}"
-    question = "what does os.replace guarantee?"
+    index = folder / "index" / "chunks.parquet"
+    question = suggest_question(index) if index.is_file() else "what does os.replace guarantee?"
     if report:
         print(f"\nThe report: {report}")
     print(f'\nTry next:\n  llmbook ask "{question}" --name {folder.name}{where}')
