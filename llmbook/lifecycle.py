@@ -14,7 +14,7 @@ import sys
 import time
 
 # %% ../nbs/25_lifecycle.ipynb #380c5db5
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -343,6 +343,7 @@ def serve_run(
 
     run = find_run(folder, name, "index")
     options = service_settings(settings, host=host, port=str(port), keys=keys)
+    options = replace(options, records=options.records or str(run / "records"))
     service = Service.load(run / "chat", run / "encoder", run / "index")
     run_service(create_app(service, options, PrometheusObserver()), options, tell_address)
 
