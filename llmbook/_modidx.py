@@ -213,6 +213,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'llmbook.core.seal': ('core.html#seal', 'llmbook/core.py'),
                               'llmbook.core.set_seed': ('core.html#set_seed', 'llmbook/core.py'),
                               'llmbook.core.set_threads': ('core.html#set_threads', 'llmbook/core.py'),
+                              'llmbook.core.show_error': ('core.html#show_error', 'llmbook/core.py'),
                               'llmbook.core.to_json': ('core.html#to_json', 'llmbook/core.py'),
                               'llmbook.core.verify': ('core.html#verify', 'llmbook/core.py'),
                               'llmbook.core.write_json': ('core.html#write_json', 'llmbook/core.py')},

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SEAL', 'WATTS_PER_CORE', 'GRAMS_PER_KWH', 'T', 'COLOURS', 'LlmbookError', 'SettingsError', 'InputError',
-           'CorruptFileError', 'PolicyError', 'ResourceError', 'parse_value', 'describe_kind', 'find_settings',
-           'read_settings', 'atomic_write', 'write_json', 'to_json', 'read_json', 'hash_file', 'hash_json', 'seal',
-           'verify', 'Meter', 'code_version', 'Stage', 'Run', 'set_seed', 'choose_device', 'choose_dtype',
-           'available_cores', 'set_threads', 'progress', 'Table', 'figure', 'Drawing']
+           'CorruptFileError', 'PolicyError', 'ResourceError', 'show_error', 'parse_value', 'describe_kind',
+           'find_settings', 'read_settings', 'atomic_write', 'write_json', 'to_json', 'read_json', 'hash_file',
+           'hash_json', 'seal', 'verify', 'Meter', 'code_version', 'Stage', 'Run', 'set_seed', 'choose_device',
+           'choose_dtype', 'available_cores', 'set_threads', 'progress', 'Table', 'figure', 'Drawing']
 
 # %% ../nbs/00_core.ipynb #426c923e
 import ast
@@ -23,8 +23,10 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -78,6 +80,19 @@ class PolicyError(LlmbookError, PermissionError):
 
 class ResourceError(LlmbookError, OSError):
     "The disk, the memory or a budget is used up."
+
+# %% ../nbs/00_core.ipynb #5da5fe8d
+def show_error(
+    function: Callable,  # that shall refuse
+    *arguments: Any,  # of the call
+    **named: Any,  # of the call
+) -> str:  # the message; a temporary folder in it is written …
+    "The message with which a call refuses; raise `AssertionError` if it does not."
+    try:
+        function(*arguments, **named)
+    except LlmbookError as error:
+        return re.sub(re.escape(tempfile.gettempdir()) + r"/[\w.-]+", "…", str(error))
+    raise AssertionError(f"`{function.__qualname__}` did not refuse")
 
 # %% ../nbs/00_core.ipynb #e3293e05
 def parse_value(

@@ -327,8 +327,6 @@ def _take_step(optimisers: list[Any], rates: list[list[float]], factor: float) -
         one.step()
         one.zero_grad(set_to_none=True)
 
-
-
 # %% ../nbs/06c_training.ipynb #eed41000
 @dataclass(frozen=True)
 class Device:
