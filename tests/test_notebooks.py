@@ -92,12 +92,20 @@ def test_imports_stand_alone_and_point_down(name):
         assert all(top) or not any(top), f"imports share a cell with code:\n{cell['source'][:200]}"
     module = ast.parse((ROOT / "llmbook" / f"{name}.py").read_text(encoding="utf-8"))
     for node in ast.walk(module):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names = ["llmbook." * bool(node.level) + (node.module or "")] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for imported in names:
             if imported.startswith("llmbook."):
                 target = imported.split(".")[1]
                 assert ORDER.index(target) < ORDER.index(name), f"{name} reaches up to {target}"
+
+
+def test_layering_sees_every_import():
+    found = [
+        node for name in ORDER for node in ast.walk(ast.parse((ROOT / "llmbook" / f"{name}.py").read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("llmbook."))
+    ]
+    assert len(found) > 2 * len(ORDER), "chapters import each other; the test above must see it"
 
 
 def _type_checking(node: ast.AST) -> bool:
