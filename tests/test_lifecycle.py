@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,13 @@ def test_transformers_opens_the_gguf(run, tmp_path):
     assert texts[0] == texts[1]
     again = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model-f32.gguf")
     assert again("os.path.join joins").input_ids == ids[0].tolist()
+
+
+@pytest.mark.skipif(not shutil.which("llama-cli"), reason="llama.cpp is not installed")
+def test_llama_cpp_runs_the_gguf(run):
+    command = ["llama-cli", "-m", str(run / "quantized/model-q8_0.gguf"), "-p", "os.path.join(", "-n", "8", "--temp", "0"]
+    done = subprocess.run([*command, "-no-cnv"], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0 and "os.path.join(" in done.stdout, done.stderr[-2000:]
 
 
 def test_sentence_transformers_opens_the_encoder(run):
