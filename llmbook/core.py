@@ -351,7 +351,7 @@ class Meter:
 
     @staticmethod
     def _cpu_now() -> float:
-        return sum(os.times()[:4])
+        return time.process_time() + sum(os.times()[2:4])  # our own, and finished children
 
     def _counter(self) -> int | None:
         with contextlib.suppress(OSError, ValueError):
