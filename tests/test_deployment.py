@@ -751,7 +751,8 @@ def test_observer_can_refuse():
 
 
 def test_decoder_behind_the_service(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     from llmbook.architecture import Decoder, derive_decoder, save_decoder
     from llmbook.generation import Sampling, complete
     from llmbook.tokenization import train_tokenizer
@@ -786,9 +787,9 @@ def test_decoder_behind_the_service(tmp_path):
 
 
 def test_index_behind_the_service(tmp_path):
-    pandas = pytest.importorskip("pandas")
-    pytest.importorskip("bm25s")
     import inspect
+
+    import pandas
     import textwrap
 
     from llmbook.retrieval import index_documents

@@ -335,7 +335,8 @@ def test_a_worse_release_stays_outside(tmp_path, monkeypatch):
 
 
 def test_the_gate_compares_only_the_same_texts(tmp_path):
-    evaluation = pytest.importorskip("llmbook.evaluation")
+    from llmbook import evaluation
+
     numbers = read_json(make_sample_run(tmp_path / "run")["evaluation"] / "stage.json")["numbers"]
     worse = {**numbers, "text": {"model": {"bits_per_byte": 9.0}}}
     release = lambda measured, corpus: SimpleNamespace(
@@ -374,7 +375,8 @@ def test_rehearsal_without_parts_and_settings():
 
 
 def test_rehearsal_of_a_service_that_only_embeds(tmp_path):
-    numpy = pytest.importorskip("numpy")
+    import numpy
+
     from llmbook.protocol import Service
 
     service = Service(embed=lambda texts: numpy.ones((len(texts), 3), "f4"))
