@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from llmbook.core import Table
-from llmbook.embeddings import (
+from llmbook.encoder import (
     SentenceEncoder,
     draw_weights,
     encode_texts,
@@ -30,7 +30,7 @@ from llmbook.embeddings import (
 )
 
 OPEN = {
-    "encode_texts": "from llmbook.embeddings import load_encoder, encode_texts;"
+    "encode_texts": "from llmbook.encoder import load_encoder, encode_texts;"
     "encode_texts(load_encoder({!r}), ['a'])",
     "sentence-transformers": "from sentence_transformers import SentenceTransformer;"
     "SentenceTransformer({!r}, device='cpu').encode('a')",

@@ -16,7 +16,7 @@ import numpy as np
 
 from llmbook.core import Table, write_json
 from llmbook.data import load_pairs
-from llmbook.embeddings import encode_texts, load_encoder
+from llmbook.encoder import encode_texts, load_encoder
 from llmbook.rag import Index  # adds the reranker to the index
 from llmbook.retrieval import index_terms
 

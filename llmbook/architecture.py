@@ -28,7 +28,7 @@ from torch import Tensor, nn
 # %% ../nbs/04_architecture.ipynb #e25c8128
 from .core import SEAL, CorruptFileError, InputError, ResourceError, SettingsError
 from .core import atomic_write, hash_file, read_json, seal, write_json
-from .embeddings import apply_rotary, rotary_angles
+from .positions import apply_rotary, rotary_angles
 from .tokenization import end_tokens
 
 # %% ../nbs/04_architecture.ipynb #695003f8

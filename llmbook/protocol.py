@@ -469,7 +469,7 @@ def load(
         service.writer = DecoderWriter(LeanDecoder.of(load_decoder(Path(model))), tokenizer)
         service.count = lambda text: len(tokenizer(text).input_ids)
     if encoder:
-        from llmbook.embeddings import encode_texts, load_encoder
+        from llmbook.encoder import encode_texts, load_encoder
 
         loaded = load_encoder(Path(encoder))
         service.embed = lambda texts: encode_texts(loaded, texts)

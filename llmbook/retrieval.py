@@ -409,7 +409,7 @@ def probe_encoder(
     "How an encoder sees the probe sentences: its fingerprint."
     if encoder is None:
         return []
-    from llmbook.embeddings import encode_texts
+    from llmbook.encoder import encode_texts
 
     vectors = encode_texts(encoder, list(PROBES))
     return [[vectors.shape[1], *(round(float(x), 5) for x in row[:24])] for row in vectors]
@@ -471,7 +471,7 @@ def open_encoder(
     "Open an encoder's folder; hand on anything else."
     if not isinstance(encoder, str | Path):
         return encoder
-    from llmbook.embeddings import load_encoder
+    from llmbook.encoder import load_encoder
 
     return load_encoder(Path(encoder))
 
@@ -490,7 +490,7 @@ def index_documents(
         raise InputError("no text to index", "documents with some words", "check the source")
     pairs, vectors = list(zip(frame["header"], frame["text"], strict=True)), None
     if encoder is not None:
-        from llmbook.embeddings import encode_texts
+        from llmbook.encoder import encode_texts
 
         vectors = build_vectors(encode_texts(encoder, list(map("\n".join, pairs))), kind)
     words = WordIndex.build(f"{header} {header}\n{text}" for header, text in pairs)
@@ -538,7 +538,7 @@ def candidates(
     "Collect what either index thinks worth looking at."
     rows, cosines = np.zeros(0, dtype=np.int64), {}
     if mode != "sparse" and self.vectors is not None:
-        from llmbook.embeddings import encode_texts
+        from llmbook.encoder import encode_texts
 
         vector = encode_texts(self.encoder, [question.text])
         found, near = self.vectors.search(vector, min(depth, len(self)))

@@ -152,7 +152,7 @@ def test_a_corrupt_input_stops_the_stage_that_reads_it(tmp_path):
 
 
 def test_code_of_imported_chapters_counts():
-    from llmbook.embeddings import sinusoidal_positions
+    from llmbook.positions import sinusoidal_positions
 
     assert code_version(sinusoidal_positions) != code_version(seal)
 

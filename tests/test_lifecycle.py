@@ -130,7 +130,7 @@ def test_sentence_transformers_opens_the_encoder(run):
     import numpy
     from sentence_transformers import SentenceTransformer
 
-    from llmbook.embeddings import encode_texts, load_encoder
+    from llmbook.encoder import encode_texts, load_encoder
 
     texts = ["copy a directory tree", "read a JSON file"]
     theirs = SentenceTransformer(str(run / "encoder"), device="cpu").encode(texts, normalize_embeddings=True)

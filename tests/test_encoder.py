@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmbook.core import CorruptFileError, InputError, SettingsError
-from llmbook.embeddings import (
+from llmbook.encoder import (
     EncoderSettings,
     SentenceEncoder,
-    apply_rotary,
     build_encoder,
     cut_search_words,
     draw_weights,
@@ -26,12 +25,11 @@ from llmbook.embeddings import (
     load_encoder,
     matryoshka_ranking,
     rank_right,
-    rotary_angles,
     save_encoder,
-    sinusoidal_positions,
     summarise_ranks,
     train_search_tokenizer,
 )
+from llmbook.positions import apply_rotary, rotary_angles, sinusoidal_positions
 
 settings.register_profile("calm", deadline=None)
 settings.load_profile("calm")
@@ -207,7 +205,7 @@ def test_search_words():
 def test_opening_and_encoding_needs_neither_transformers_nor_sentence_transformers(encoder, tmp_path):
     save_encoder(encoder, tmp_path)
     code = (
-        "import sys; from llmbook.embeddings import load_encoder, encode_texts;"
+        "import sys; from llmbook.encoder import load_encoder, encode_texts;"
         f"encode_texts(load_encoder({str(tmp_path)!r}), ['a kettle']);"
         "print([m for m in ('transformers', 'sentence_transformers', 'pandas', 'sklearn') if m in sys.modules])"
     )
