@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASLEEP', 'RENAMED', 'IMPORTED', 'FIRST', 'ASIDE', 'EARLY', 'list_distributions', 'distribution_licence',
-           'read_environment', 'read_documents']
+           'map_in_processes', 'read_environment', 'read_documents']
 
 # %% ../nbs/01b_environment.ipynb #6a69bc77
 import ast
@@ -341,7 +341,7 @@ def distribution_licence(
 # %% ../nbs/01b_environment.ipynb #74c00ebf
 ASIDE = re.compile(
     r"(^|/)(_?tests?|testing\w*|examples?|benchmarks?|_?vendor(ed)?|third_party|conftest|setup"
-    r"|site-packages|__main__)(/|\.py|$)"
+    r"|site-packages|__main__)(/|\.py|$)|^phonenumbers/\w*data/"  # 30 MB of tables
 )
 EARLY = ("torch/nn/", "torch/optim/", "torch/utils/data/", "pandas/core/")  # read first
 
@@ -395,8 +395,12 @@ def _chunks(distribution: Distribution | None) -> Iterator[tuple[str, list]]:
     yield "source", files
 
 # %% ../nbs/01b_environment.ipynb #f35e1218
-def _in_order(function: Callable, tasks: Iterable, workers: int) -> Iterator:
-    "Apply a function in worker processes; results in order, only a little work ahead."
+def map_in_processes(
+    function: Callable,  # of one task; defined at the top of a module
+    tasks: Iterable,  # gone through once
+    workers: int,  # processes; 1: the work is done here
+) -> Iterator:  # results in the order of the tasks
+    "Apply a function in worker processes, giving out only a little work ahead."
     if workers <= 1:
         yield from map(function, tasks)
         return
@@ -479,7 +483,7 @@ def read_environment(
     open_ = lambda number: wanted[number] is None or size[number] < share
     tasks = ((i, chunk) for i, d in enumerate(wanted) for chunk in _chunks(d) if open_(i))
     owners, todo = itertools.tee(tasks)
-    results = _in_order(_read_chunk, (chunk for _, chunk in todo), workers)
+    results = map_in_processes(_read_chunk, (chunk for _, chunk in todo), workers)
     pairs = zip((number for number, _ in owners), results, strict=True)
     for number, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
         modules: list[_Module] = []
@@ -496,7 +500,7 @@ def read_environment(
 def read_documents(
     source: str,  # environment, a folder or file, or `hf:NAME`
     ledger: Ledger | None = None,  # receives what was skipped
-    licence: str | None = None,  # SPDX of folders and datasets; none: the user's own, the preset's
+    licence: str | None = None,  # SPDX of folders and datasets; none: what they state themselves
     language: str = "en",  # BCP 47 code of folders and datasets
     workers: int = 1,  # processes, for the environment
     share: float = 2e6,  # most bytes from one distribution of the environment
@@ -510,4 +514,4 @@ def read_documents(
     if not Path(source).exists():
         allowed = "environment, a folder, a file, or hf:NAME"
         raise InputError(f"no such source `{source}`", allowed, "correct `corpus.source`")
-    return read_folder(source, ledger, licence or "LicenseRef-user", language)
+    return read_folder(source, ledger, licence, language)
