@@ -220,7 +220,7 @@ class HashedTexts:
     signatures: numpy.ndarray  # (texts, permutations) uint32
     recipe: tuple[int, int, int]  # permutations, width, seed
 
-
+# %% ../nbs/01h_duplicates.ipynb #5ce14a49
 class _Spool:
     "Rows of numbers that grow at their end, in memory or in a file."
 
@@ -249,9 +249,8 @@ class _Spool:
         "Some rows; those of a file are read, for pages that are mapped stay in memory."
         if not self.path or start == end:
             return self.array()[start:end]
-        size = numpy.dtype(self.kind).itemsize * self.columns
-        found = numpy.fromfile(self.path, self.kind, (end - start) * self.columns, offset=start * size)
-        return found.reshape(-1, self.columns)
+        row = numpy.dtype((self.kind, self.columns))
+        return numpy.fromfile(self.path, row, end - start, offset=start * row.itemsize)
 
 # %% ../nbs/01h_duplicates.ipynb #90111ca2
 class DuplicateFinder:
