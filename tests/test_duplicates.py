@@ -1,0 +1,137 @@
+"""The finder of near-duplicates: batches, workers, files, memory."""
+
+import multiprocessing
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmbook.core import InputError
+from llmbook.duplicates import (
+    DuplicateFinder, _candidates, _join, choose_bands, find_near_duplicates, hash_shingles, jaccard, minhash,
+)
+
+
+def essay(seed: int, words: int) -> str:
+    """Words drawn from a small vocabulary with a long tail."""
+    draw = numpy.random.default_rng(seed)
+    return " ".join(f"w{int(1.2 ** k)}" for k in draw.integers(0, 60, words))
+
+
+@pytest.fixture(scope="module")
+def family():
+    """Sixty texts, each with three cut forms."""
+    texts = []
+    for seed in range(60):
+        words = essay(seed, 60).split()
+        texts += [" ".join(words[: 60 - cut]) for cut in (0, 3, 12, 30)]
+    return [*texts, "", "?!", "tea", "tea"]
+
+
+def in_one_piece(texts: list[str], threshold: float, permutations: int, width: int) -> numpy.ndarray:
+    """The clusters without a finder: signatures of all texts, candidates, exact comparison."""
+    hashes, offsets = hash_shingles(texts, width)
+    sets = [hashes[offsets[i] : offsets[i + 1]] for i in range(len(texts))]
+    pairs = _candidates(minhash(texts, permutations, width), *choose_bands(threshold, permutations))
+    pairs = [(i, j) for i, j in pairs.tolist() if len(sets[i]) and len(sets[j])]
+    return _join(pairs, len(texts), lambda i, j: jaccard(sets[i], sets[j]) >= threshold)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.9, 1.0])
+@pytest.mark.parametrize(("permutations", "width"), [(128, 3), (64, 2)])
+def test_one_call_equals_the_steps(family, threshold, permutations, width):
+    found = find_near_duplicates(family, threshold, permutations, width)
+    assert found.dtype == numpy.int64
+    assert found.tolist() == in_one_piece(family, threshold, permutations, width).tolist()
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_batches_change_nothing(family, tmp_path, on_disk):
+    finder = DuplicateFinder(folder=tmp_path / "spool" if on_disk else None)
+    finder.add(family[:7])
+    assert len(finder.clusters(0.5)) == 7  # one may ask in between
+    finder.add([])
+    finder.add(family[7:100])
+    finder.add(family[100:])
+    assert len(finder) == len(family)
+    for threshold in (0.9, 0.5, 0.8):
+        assert finder.clusters(threshold).tolist() == find_near_duplicates(family, threshold).tolist()
+
+
+def test_workers_hash(family):
+    whole, sent = DuplicateFinder(), DuplicateFinder()
+    whole.add(family)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        for prepared in pool.map(DuplicateFinder.prepare, [family[:50], family[50:]]):
+            sent.add(prepared=prepared)
+    assert sent.clusters(0.8).tolist() == whole.clusters(0.8).tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(alphabet="ab c\U0001f375é", max_size=40), max_size=12), st.integers(0, 12))
+def test_any_text_in_any_batch(texts, cut):
+    finder = DuplicateFinder(permutations=32)
+    finder.add(texts[:cut])
+    finder.add(texts[cut:])
+    assert finder.clusters(0.7).tolist() == find_near_duplicates(texts, 0.7, 32).tolist()
+
+
+def test_folder_starts_empty(tmp_path):
+    DuplicateFinder(folder=tmp_path).add(["one two three four"])
+    again = DuplicateFinder(folder=tmp_path)
+    assert len(again) == len(again.clusters(0.8)) == 0
+    again.add(["tea", "tea"])
+    assert again.clusters(0.8).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("threshold", [0, -1, 1.01, float("nan")])
+def test_thresholds_out_of_range(threshold):
+    with pytest.raises(InputError, match="threshold"):
+        find_near_duplicates(["a", "b"], threshold)
+
+
+@pytest.mark.parametrize("texts", ["one text", [b"bytes"], [None], [3]])
+def test_texts_that_are_none(texts):
+    with pytest.raises(InputError, match="list of strings"):
+        find_near_duplicates(texts)
+
+
+def test_mixed_recipes():
+    with pytest.raises(InputError, match="prepare them"):
+        DuplicateFinder().add(prepared=DuplicateFinder.prepare(["a"], permutations=64))
+    with pytest.raises(InputError, match="1 or more"):
+        DuplicateFinder(permutations=0)
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import numpy
+from llmbook.core import _peak_memory
+from llmbook.duplicates import DuplicateFinder
+words, folder = int(sys.argv[1]), Path(sys.argv[2])
+draw = numpy.random.default_rng(0)
+finder = DuplicateFinder(folder=folder)
+_peak_memory(reset=True)
+for _ in range(20):
+    batch = [" ".join(map(str, draw.integers(0, 10**6, words).tolist())) for _ in range(100)]
+    finder.add(batch + batch[:20])
+clusters = finder.clusters(0.8)
+assert len(set(clusters.tolist())) == 2000
+print(_peak_memory(), sum(file.stat().st_size for file in folder.iterdir()))
+"""
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path):
+    peaks, spooled = [], []
+    for words in (1500, 6000):
+        command = [sys.executable, "-c", MEASURE, str(words), str(tmp_path / str(words))]
+        peak, size = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+        peaks.append(peak)
+        spooled.append(size)
+    assert spooled[1] - spooled[0] > 80e6  # bytes that stay outside memory
+    assert peaks[1] - peaks[0] < 0.3 * (spooled[1] - spooled[0])
