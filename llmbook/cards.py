@@ -19,9 +19,9 @@ from typing import Any
 # %% ../nbs/24b_cards.ipynb #ab111123
 from .core import SettingsError, Table
 from llmbook.evidence import (
-    Evidence, Finding, describe_cost, findings_of, headline_numbers, say_bytes, say_number,
+    Evidence, Finding, describe_cost, findings_of, headline_numbers,
 )
-from .pages import GAP, Card
+from .pages import GAP, Card, say_bytes, say_number
 
 # %% ../nbs/24b_cards.ipynb #82ebc163
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ METRICS = {
     "loss on answers": "the same for answers to held-out questions, in nats per token",
     "hit at k": "how often the right passage is among the first k found; more is better",
 }
-
 
 # %% ../nbs/24b_cards.ipynb #81f781df
 def or_gap(

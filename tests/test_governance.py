@@ -9,9 +9,9 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from llmbook.cards import GovernanceSettings, data_sheet, model_card, to_markdown
 from llmbook.core import read_json, write_json
-from llmbook.evidence import Evidence, Finding, collect_findings, say_bytes, say_number, say_time
+from llmbook.evidence import Evidence, Finding, collect_findings
 from llmbook.governance import SECTIONS, write_cards
-from llmbook.pages import Markup, draw_table, tabulate, tag, to_html, together
+from llmbook.pages import Markup, draw_table, say_bytes, say_number, say_time, tabulate, tag, to_html, together
 from sample_run import CHAIN, make_sample_run
 
 BROWSER = next((path for path in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if Path(path).exists()), None)
