@@ -437,8 +437,10 @@ def _show_texts(corpus: Mapping[str, Any]) -> Markup:
     tables = []
     for name, title in (("language", "Languages"), ("licence", "Licences")):
         counts, sizes = corpus[f"{name}s"], corpus[f"{name}_bytes"]
-        rows = [{name: key, "documents": counts[key], "text": say_bytes(size),
-                 "share": f"{100 * size / whole:.1f} %"} for key, size in sizes.items()]  # fmt: skip
+        rows = [
+            {name: key, "documents": counts[key], "text": say_bytes(size),
+             "share": f"{100 * size / whole:.1f} %"} for key, size in sizes.items()
+        ]  # fmt: skip
         tables += [share_bar(sizes, f"{title}, by size"), draw_table(rows)]
     rows = [{**source, "bytes": say_bytes(source["bytes"])} for source in corpus["sources"][:200]]
     told = f"{corpus['source_count']} sources by size"
@@ -504,8 +506,8 @@ def lay_out_corpus(
          "template.", _show_summary(summary)),
     ]  # fmt: skip
     lead = f"{documents} documents from {corpus['source_count']} sources, collected by llmbook."
-    day = corpus["collected"][1]
-    return lay_out_page(corpus["name"], "Report of a corpus", lead, sections, tiles, day, "Counted.")
+    name, day = corpus["name"], corpus["collected"][1]
+    return lay_out_page(name, "Report of a corpus", lead, sections, tiles, day, "Counted.")
 
 # %% ../nbs/01n_card.ipynb #b024fbac
 def write_card(

@@ -175,7 +175,7 @@ class Batch:
     refused: dict[str, str]  # source -> licence that is not allowed
     sure: list[float] = field(default_factory=list)  # probability of each identified language
 
-
+# %% ../nbs/01o_data.ipynb #24a5e045
 def prepare_batch(
     task: tuple[CorpusSettings, list[Document]],  # the rules, and documents as they were read
 ) -> Batch:  # what became of them
@@ -252,6 +252,10 @@ _TYPES = {"changes": pyarrow.list_(pyarrow.string()), "bytes": pyarrow.int64(),
           "count": pyarrow.int64()}  # fmt: skip
 
 
+def _as_row(document: Document) -> dict[str, Any]:
+    return {name: getattr(document, name) for name in COLUMNS}
+
+# %% ../nbs/01o_data.ipynb #06da46ca
 class TableWriter:
     "A Parquet file that grows row by row and appears when it is closed."
 
@@ -286,10 +290,6 @@ class TableWriter:
             self._flush()
         self.file.close()
         self.beside.replace(self.path)
-
-
-def _as_row(document: Document) -> dict[str, Any]:
-    return {name: getattr(document, name) for name in COLUMNS}
 
 # %% ../nbs/01o_data.ipynb #2c29789a
 class _Spool:

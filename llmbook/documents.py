@@ -284,6 +284,7 @@ ABOUT_FIELDS = {  # what a row may say about itself, under which names
     "language": ("language", "lang"),
     "source": ("url", "source"),
     "collected": ("collected", "date", "timestamp"),
+    "original": ("original",),  # hash of the text before others worked on it
 }
 Row = tuple[int, str, dict[str, str]]  # its number from 1, its text, what it says about itself
 
@@ -301,8 +302,9 @@ def find_text(
 def describe_row(
     row: Mapping[str, Any],  # a row of a table
 ) -> dict[str, str]:  # licence, language, source, collected: those that it states
-    "What a row says about itself."
-    found = {}
+    "What a row says about itself, in its own columns or under `metadata`."
+    found, inner = {}, row.get("metadata")
+    row = {**inner, **row} if isinstance(inner, Mapping) else row
     for key, names in ABOUT_FIELDS.items():
         said = next((row[name] for name in names if row.get(name)), None)
         if isinstance(said, str | datetime.date):
@@ -397,7 +399,7 @@ def _pieces(rows: Iterable[Row], name: str, **about: str) -> Iterator[Document]:
         place, original = f"{name}:{row}" if row else name, hash_text(text)
         for part, piece in enumerate(cut_text(text), 1):
             symbol = place if part == 1 else f"{place}#{part}"
-            yield Document(piece, symbol, "file", original=original, **{**about, **said})
+            yield Document(piece, symbol, "file", **{"original": original, **about, **said})
 
 # %% ../nbs/01a_documents.ipynb #88dfb17f
 def read_folder(
