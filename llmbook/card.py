@@ -194,8 +194,8 @@ def describe_responsibly(
         **_SAME,
         "dataCollection": f"read from {corpus['settings']['source']}: "
         f"{corpus['source_count']} sources, licences {', '.join(corpus['licences'])}",
-        "dataCollectionMissingData": _steps(corpus, UNREAD.__contains__)
-        or ["everything that was found could be read"],
+        "dataCollectionMissingData": "; ".join(_steps(corpus, UNREAD.__contains__))
+        or "everything that was found could be read",
         "dataCollectionRawData": f"kinds of text: {', '.join(corpus['kinds'])}; the hash of each "
         "text as it was read stands in the column `original`",
         "dataCollectionTimeframe": corpus["collected"],
@@ -421,6 +421,7 @@ def draw_histogram(
     drawing, axes = figure(label, "documents", size=(5.2, 2.7))
     edges, threshold = counted["edges"], counted.get("threshold")
     axes.stairs(counted["counts"], edges, fill=True, color="#0072B2")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     if edges[-1] / max(edges[0], 1e-9) > 100 and edges[0] > 0:
         axes.set_xscale("log", base=2)
     if threshold is not None:

@@ -292,6 +292,12 @@ class TableWriter:
         self.beside.replace(self.path)
 
 # %% ../nbs/01o_data.ipynb #2c29789a
+def _choose(hashed: HashedTexts, keep: numpy.ndarray) -> HashedTexts:
+    "The hashes of some of the texts."
+    shingles = hashed.shingles[numpy.repeat(keep, hashed.counts)]
+    return HashedTexts(shingles, hashed.counts[keep], hashed.signatures[keep], hashed.recipe)
+
+# %% ../nbs/01o_data.ipynb #7dbc369a
 class _Spool:
     "Documents of the first pass, in a file, with the little that must stay in memory of each."
 
@@ -323,12 +329,6 @@ class _Spool:
         self.finder.add(prepared=_choose(batch.hashed, numpy.array(fresh, bool)))
         self.file.add(map(_as_row, kept))
         return size
-
-
-def _choose(hashed: HashedTexts, keep: numpy.ndarray) -> HashedTexts:
-    "The hashes of some of the texts."
-    shingles = hashed.shingles[numpy.repeat(keep, hashed.counts)]
-    return HashedTexts(shingles, hashed.counts[keep], hashed.signatures[keep], hashed.recipe)
 
 # %% ../nbs/01o_data.ipynb #5c139f38
 def _collect(settings: CorpusSettings, ledger: Ledger, spool: _Spool, tally: Tally) -> None:

@@ -1,5 +1,6 @@
 """From any source to a corpus: hand-overs, bad input, and properties that a page need not carry."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 from llmbook import data, duplicates, environment
 from llmbook.cleaning import clean_text
 from llmbook.core import CorruptFileError, InputError, PolicyError, Run, Stage, read_json
-from llmbook.data import CorpusSettings, build_corpus, load_pairs, load_split
+from llmbook.data import (
+    CorpusSettings, build_corpus, explain_text, load_pairs, load_split, read_document, stream_split,
+)
 from llmbook.documents import Document, Ledger, classify_licence, cut_text, is_allowed, read_dataset, read_folder
 from llmbook.duplicates import find_near_duplicates, hash_shingles, jaccard, split_documents
 from llmbook.personal import redact
@@ -360,3 +363,117 @@ def test_missing_and_damaged_tables_are_refused(notes, tmp_path):
 def test_an_unreadable_folder_entry_is_not_fatal(notes, tmp_path):
     os.symlink(notes / "gone.txt", notes / "link.txt")
     assert len(list(read_folder(notes, Ledger()))) == 12
+
+
+# from a document back to its source
+
+
+def test_every_document_that_was_read_is_in_the_corpus_or_in_the_ledger(tmp_path):
+    rows = [{"text": essay(i)} for i in range(30)] + [{"text": essay(3)}, {"text": "Short"}, {"text": 5}]
+    rows += [{"text": essay(40), "license": "GPL-3.0-only"}, {"text": essay(7).replace("river", "stream", 1)}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = corpus(tmp_path / "rows.jsonl", tmp_path / "out")
+    card = read_json(out / "card.json")
+    ledger = pyarrow.parquet.read_table(out / "ledger.parquet").to_pandas()
+    lost = ledger[~ledger.step.str.contains("redacted|repaired|normalised|removed")]
+    assert sum(card["numbers"]["documents"].values()) + len(lost) == len(rows)
+    assert ledger.groupby("step")["count"].sum().to_dict() == card["numbers"]["removed"]
+    assert explain_text(out, "rows.jsonl:31")[0]["step"] == "exact duplicates"
+    assert explain_text(out, "rows.jsonl:34")[0]["reason"] == "GPL-3.0-only"
+    assert explain_text(out, "rows.jsonl:1") == []
+
+
+def test_a_document_knows_the_file_it_was_read_from(notes, tmp_path):
+    (notes / "13.txt").write_text(f"The cafÃ© is open. {essay(50)} Ask ann@tea.org.")
+    out = corpus(notes, tmp_path / "out")
+    rows = {row.symbol: row for split in data.SPLITS for row in load_split(out, split).itertuples()}
+    assert list(rows["13.txt"].changes) == ["encoding repaired", "e-mail redacted"]
+    assert list(rows["01.txt"].changes) == []
+    for symbol, row in rows.items():
+        assert row.original == hashlib.sha256((notes / symbol).read_text().strip().encode()).hexdigest()
+        assert row.sha256 == hashlib.sha256(row.text.encode()).hexdigest()
+    assert explain_text(out, "13.txt")[0]["step"] == "encoding repaired"
+
+
+def test_one_document_is_read_without_the_others(package, tmp_path):
+    with open(tmp_path / "rows.jsonl", "w") as stream:
+        for document in [d for d in package * 3][:1500]:
+            text = f"{essay(stream.tell(), 20)} {document.body}"
+            stream.write(json.dumps({"text": text, "license": "MIT"}) + "\n")
+    out = corpus(tmp_path / "rows.jsonl", tmp_path / "out")
+    whole = load_split(out, "train")
+    assert pyarrow.parquet.ParquetFile(out / "train.parquet").num_row_groups == -(-len(whole) // 512)
+    for number in (0, 511, 512, len(whole) - 1):
+        assert read_document(out, "train", number)["text"] == whole.text[number]
+    assert [text for part in stream_split(out, "train", 100) for text in part.text] == whole.text.tolist()
+    for number in (-1, len(whole)):
+        with pytest.raises(InputError, match=f"0 to {len(whole) - 1}"):
+            read_document(out, "train", number)
+
+
+def test_owners_who_said_no_are_left_out(notes, tmp_path):
+    copied = hashlib.sha256((notes / "07.txt").read_bytes()).hexdigest()
+    (tmp_path / "no.txt").write_text(f"0[1-3].txt  # asked by letter\n{copied}\n")
+    out = corpus(notes, tmp_path / "out", opt_out=str(tmp_path / "no.txt"))
+    card = read_json(out / "card.json")
+    assert card["removed"]["opted out"]["count"] == 4 and sum(card["numbers"]["documents"].values()) == 8
+    summary = {row["field"]: row["answer"] for row in read_json(out / "training_data_summary.json")["fields"]}
+    assert "4 texts left out" in summary["3.1.2"]
+    with pytest.raises(InputError, match="opt-out list"):
+        corpus(notes, tmp_path / "again", opt_out=str(tmp_path / "nowhere.txt"))
+
+
+def test_languages_are_named_and_filtered(notes, tmp_path):
+    texts = {
+        "pt": "Os navios atravessavam o rio todas as manhãs, carregados de sal, de vinho e de cartas que ninguém lia.",
+        "pt2": "A biblioteca fechou as portas às nove horas, e os últimos leitores desceram a escada em silêncio.",
+        "pt3": "Na aldeia dizia-se que o moinho só parava quando o moleiro adormecia à sombra da figueira grande.",
+        "es": "Los barcos cruzaban el río todas las mañanas, cargados de sal, de vino y de cartas que nadie leía.",
+        "en": "The boats crossed the river every morning, and every evening the last of them came home without a light.",
+    }
+    for code, text in texts.items():
+        (notes / f"{code}.txt").write_text(text, encoding="utf-8")
+    every = corpus(notes, tmp_path / "all")
+    found = {row.symbol: row.language for split in data.SPLITS for row in load_split(every, split).itertuples()}
+    assert {code: found[f"{code}.txt"] for code in texts} == {code: code[:2] for code in texts}
+    some = corpus(notes, tmp_path / "some", languages=("pt",))
+    assert set(read_json(some / "card.json")["languages"]) == {"pt"}
+    assert read_json(some / "card.json")["removed"]["other language"]["count"] >= 2
+
+
+# scale
+
+
+def test_worker_processes_make_the_same_corpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "BATCH", 2_000)
+    monkeypatch.setattr(data, "EARLY", 2)
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": essay(i % 90, 60)}) for i in range(120)))
+    outs = [corpus(tmp_path / "rows.jsonl", tmp_path / str(workers), workers=workers) for workers in (1, 2)]
+    for name in ("train", "validation", "test", "pairs-train", "ledger"):
+        one, two = (pyarrow.parquet.read_table(out / f"{name}.parquet") for out in outs)
+        assert one.equals(two), name
+    assert read_json(outs[0] / "card.json")["files"] == read_json(outs[1] / "card.json")["files"]
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path):
+    """Four times the text, and the peak of a process of its own grows by a fraction of it."""
+    script = (
+        "import sys; from pathlib import Path; from llmbook.data import *; from llmbook.core import Meter\n"
+        "rules = CorpusSettings(source=sys.argv[1], max_megabytes=1e6, workers=1)\n"
+        "with Meter() as meter: build_corpus(rules, {}, Path(sys.argv[2]))\n"
+        "print(meter.peak_memory)"
+    )
+    peaks, draw = [], numpy.random.default_rng(1)
+    words = numpy.array(["".join(draw.choice(list("aeioulnrst"), 6)) for _ in range(3000)])
+    for size in (1, 4):
+        source, out = tmp_path / f"{size}.jsonl", tmp_path / str(size)
+        out.mkdir()
+        with open(source, "w") as stream:
+            for _ in range(800 * size):
+                row = {"text": " ".join(draw.choice(words, 700)), "license": "MIT", "lang": "en"}
+                stream.write(json.dumps(row) + "\n")
+        command = [sys.executable, "-c", script, str(source), str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]))
+    grown = (tmp_path / "4.jsonl").stat().st_size - (tmp_path / "1.jsonl").stat().st_size
+    assert peaks[1] - peaks[0] < grown / 2, f"{peaks} for {grown} more bytes"
