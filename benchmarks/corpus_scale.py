@@ -43,7 +43,7 @@ def write_source(path: Path, megabytes: float, seed: int = 1) -> int:
             last = text
             mail = " Ask ann@tea.org." if count % 7 == 0 else ""
             line = json.dumps({"text": " ".join(text) + mail, "license": "MIT"})
-            stream.write(line + "\\n")
+            stream.write(line + "\n")
             count, size = count + 1, size + len(line)
     return count
 
@@ -64,7 +64,7 @@ def main() -> None:
                 out = Path(folder) / f"{megabytes:g}-{workers}"
                 out.mkdir()
                 command = [sys.executable, str(script), str(source), str(out), str(workers)]
-                done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+                done = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
                 rows.append({
                     "megabytes": megabytes, "processes": workers, "documents": count,
                     "documents per second": count / done["seconds"], "seconds": done["seconds"],
