@@ -54,8 +54,11 @@ def _hash_words(texts: Sequence[str]) -> tuple[numpy.ndarray, numpy.ndarray]:
     return _mix(words), numpy.searchsorted(bounds, starts, side="right")
 
 # %% ../nbs/01h_duplicates.ipynb #7e4d7a0d
+_OWNER = numpy.uint64(48)  # bits of a hash; those above are the number of the text in its block
+
+
 def _shingle_block(texts: Sequence[str], width: int) -> tuple[numpy.ndarray, numpy.ndarray]:
-    "(shingle hashes in order of the texts, how many each text has) for some texts."
+    "(distinct shingle hashes in order of the texts, how many each text has) for some texts."
     words, owner = _hash_words(texts)
     length = numpy.bincount(owner, minlength=len(texts))
     ends = numpy.cumsum(length)
@@ -65,25 +68,20 @@ def _shingle_block(texts: Sequence[str], width: int) -> tuple[numpy.ndarray, num
         found[:-step] += same * _mix(words[step:] + numpy.uint64(step))
     keep = numpy.repeat(ends, length) - numpy.arange(len(words)) >= width
     keep[(ends - length)[length > 0]] = True  # a short text is one shingle
-    return _mix(found[keep]), numpy.where(length, numpy.maximum(length - width + 1, 1), 0)
+    low = _mix(found[keep]) & numpy.uint64(2**48 - 1)
+    keys = numpy.sort(owner[keep].astype(numpy.uint64) << _OWNER | low)
+    keys = keys[numpy.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)]]
+    return keys & numpy.uint64(2**48 - 1), numpy.bincount(keys >> _OWNER, minlength=len(texts))
 
 
-def _blocks(texts: Sequence[str], size: int) -> Iterator[tuple[int, int]]:
+def _blocks(texts: Sequence[str], size: int = 250_000) -> Iterator[Sequence[str]]:
     "Runs of texts of about `size` characters, so that the arrays stay in the processor's cache."
     start, total = 0, 0
     for i, text in enumerate(texts):
-        total += len(text)
+        total += len(text) + 8  # so that many empty texts do not become one block
         if total >= size or i == len(texts) - 1:
-            yield start, i + 1
+            yield texts[start : i + 1]
             start, total = i + 1, 0
-
-
-def _all_shingles(texts: Sequence[str], width: int) -> tuple[numpy.ndarray, numpy.ndarray]:
-    "Hashes of all shingles, with repeats, and the offsets of the texts."
-    blocks = [_shingle_block(texts[i:j], width) for i, j in _blocks(texts, 250_000)]
-    counts = numpy.concatenate([numpy.zeros(1, numpy.int64), *(count for _, count in blocks)])
-    hashes = [found for found, _ in blocks] or [numpy.zeros(0, numpy.uint64)]
-    return numpy.concatenate(hashes), numpy.cumsum(counts)
 
 # %% ../nbs/01h_duplicates.ipynb #64df2922
 def hash_shingles(
@@ -91,13 +89,10 @@ def hash_shingles(
     width: int = 3,  # words per shingle
 ) -> tuple[numpy.ndarray, numpy.ndarray]:  # uint64 hashes and int64 offsets (texts + 1,)
     "Hash the distinct shingles of each text; text i has `hashes[offsets[i]:offsets[i + 1]]`."
-    found, offsets = _all_shingles(texts, width)
-    owner = numpy.repeat(numpy.arange(len(texts)), numpy.diff(offsets))
-    order = numpy.lexsort((found, owner))
-    found, owner = found[order], owner[order]
-    fresh = numpy.ones(len(found), bool)
-    fresh[1:] = (found[1:] != found[:-1]) | (owner[1:] != owner[:-1])
-    return found[fresh], numpy.searchsorted(owner[fresh], numpy.arange(len(texts) + 1))
+    blocks = [_shingle_block(block, width) for block in _blocks(texts)]
+    counts = numpy.concatenate([numpy.zeros(1, numpy.int64), *(count for _, count in blocks)])
+    hashes = [found for found, _ in blocks] or [numpy.zeros(0, numpy.uint64)]
+    return numpy.concatenate(hashes), numpy.cumsum(counts)
 
 
 def jaccard(
@@ -149,7 +144,7 @@ def minhash(
     seed: int = 1,  # chooses the permutations
 ) -> numpy.ndarray:  # (texts, permutations) uint32; equal places estimate Jaccard's likeness
     "MinHash signatures of texts."
-    return _signatures(*_all_shingles(texts, width), permutations, seed)
+    return _signatures(*hash_shingles(texts, width), permutations, seed)
 
 # %% ../nbs/01h_duplicates.ipynb #cfc126ad
 def candidate_chance(
@@ -241,8 +236,9 @@ class _Spool:
         "All rows; those of a file are mapped, not read."
         if self.path and self.path.stat().st_size:
             return numpy.memmap(self.path, self.kind, "r").reshape(-1, self.columns)
-        whole = [numpy.zeros((0, self.columns), self.kind)]
-        self.parts = [numpy.concatenate([*whole, *self.parts])]
+        if len(self.parts) != 1:
+            none = numpy.zeros((0, self.columns), self.kind)
+            self.parts = [numpy.concatenate([none, *self.parts])]
         return self.parts[0]
 
     def read(self, start: int, end: int) -> numpy.ndarray:
@@ -286,23 +282,25 @@ class DuplicateFinder:
         if isinstance(texts, str) or wrong:
             given = f"one {'string' if isinstance(texts, str) else wrong[0]}"
             raise InputError(given, "a list of strings", "pass the texts as a list")
-        hashes, offsets = _all_shingles(texts, width)
+        hashes, offsets = hash_shingles(texts, width)
         signatures = _signatures(hashes, offsets, permutations, seed)
         return HashedTexts(hashes, numpy.diff(offsets), signatures, (permutations, width, seed))
 
-    def add(
-        self,
-        texts: Sequence[str] = (),  # the next texts
-        prepared: HashedTexts | None = None,  # the same, hashed by `prepare`
-    ) -> None:
-        "Take the next texts; raise `InputError` if they were hashed in another way."
-        hashed = prepared or self.prepare(texts, *self.recipe)
-        if hashed.recipe != self.recipe:
-            given = f"texts prepared with (permutations, width, seed) = {hashed.recipe}"
-            raise InputError(given, f"{self.recipe}", "prepare them with the finder's values")
-        self._shingles.append(hashed.shingles)
-        self._signatures.append(hashed.signatures)
-        self.counts.append(hashed.counts)
+# %% ../nbs/01h_duplicates.ipynb #32329e38
+@patch
+def add(
+    self: DuplicateFinder,
+    texts: Sequence[str] = (),  # the next texts
+    prepared: HashedTexts | None = None,  # the same, hashed by `prepare`
+) -> None:
+    "Take the next texts; raise `InputError` if they were hashed in another way."
+    hashed = prepared or self.prepare(texts, *self.recipe)
+    if hashed.recipe != self.recipe:
+        given = f"texts prepared with (permutations, width, seed) = {hashed.recipe}"
+        raise InputError(given, f"{self.recipe}", "prepare them with the finder's values")
+    self._shingles.append(hashed.shingles)
+    self._signatures.append(hashed.signatures)
+    self.counts.append(hashed.counts)
 
 # %% ../nbs/01h_duplicates.ipynb #6170a682
 @patch
@@ -318,7 +316,7 @@ def clusters(
     bands, rows = choose_bands(threshold, self.recipe[0])
     pairs = _candidates(self._signatures.array(), bands, rows)
     pairs = pairs[(numpy.diff(offsets)[pairs] > 0).all(1)]
-    part = lru_cache(64)(lambda i: numpy.unique(self._shingles.read(offsets[i], offsets[i + 1])))
+    part = lru_cache(64)(lambda i: self._shingles.read(offsets[i], offsets[i + 1])[:, 0])
     alike = lambda i, j: jaccard(part(i), part(j)) >= threshold
     return _join(pairs.tolist(), len(self), alike)
 
