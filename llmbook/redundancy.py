@@ -88,9 +88,11 @@ def _fold(text: str) -> str:
 
 
 def _characters(text: str, places: Sequence[int]) -> list[int]:
-    "Places in the UTF-8 of a text as places in the text."
+    "Places in the UTF-8 of a text, starts and ends in turn, as places in the text."
     raw = text.encode("utf-8", "replace")
-    return [len(raw[:place].decode("utf-8", "ignore")) for place in places]
+    inside = [raw[place : place + 1] and 0x80 <= raw[place] < 0xC0 for place in places]
+    whole = (len(raw[:place].decode("utf-8", "ignore")) for place in places)
+    return [at + bool(cut and not i % 2) for i, (at, cut) in enumerate(zip(whole, inside, strict=True))]
 
 
 def _tokens(texts: Sequence[str], unit: str) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
@@ -138,8 +140,10 @@ def find_repeats(
     for head, last in zip(heads.tolist(), tails.tolist(), strict=True):
         text, source = int(owners[start[head]]), int(owners[first[head]])
         ends = (places[start[head], 0], places[start[last] + length - 1, 1])
-        place = _characters(folded[source], [places[first[head], 0]])
-        found.append(Repeat(text, *_characters(folded[text], ends), source, *place))
+        begin, end = _characters(folded[text], ends)
+        if begin < end:  # a few equal bytes may be no whole character
+            place = _characters(folded[source], [places[first[head], 0]])
+            found.append(Repeat(text, begin, end, source, *place))
     return found
 
 # %% ../nbs/01i_redundancy.ipynb #2a8bf0bd
@@ -232,7 +236,7 @@ def score_repetition(
     vectors: numpy.ndarray,  # (n, d), any length
     labels: numpy.ndarray,  # (n,) number of each vector's cluster
     centroids: numpy.ndarray,  # (clusters, d)
-) -> numpy.ndarray:  # (n,) largest cosine to a vector farther from the centroid; −1 for the farthest
+) -> numpy.ndarray:  # (n,) largest cosine to a vector farther out; −1 for the farthest
     "How much each vector repeats another of its cluster."
     vectors, centroids = _directions(vectors), _directions(centroids)
     near = (vectors * centroids[labels]).sum(1)
