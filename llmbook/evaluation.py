@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_GATE', 'Comparison', 'paired_bootstrap', 'bootstrap_interval', 'nats_per_position', 'perplexity',
-           'NgramModel', 'ngram_bits_per_byte', 'zstd_bits_per_byte', 'normalise_answer', 'exact_match', 'token_f1',
-           'score_answers', 'reliability_bins', 'calibration_error', 'GateRule', 'Gate', 'read_number', 'find_breaches',
-           'check_gate', 'EvaluationSettings', 'measure_text', 'measure_tuning', 'measure_retrieval',
-           'measure_answering', 'measure_silence', 'evaluate']
+           'ngram_bits_per_byte', 'zstd_bits_per_byte', 'normalise_answer', 'exact_match', 'token_f1', 'score_answers',
+           'reliability_bins', 'calibration_error', 'GateRule', 'Gate', 'read_number', 'find_breaches', 'check_gate',
+           'EvaluationSettings', 'measure_text', 'measure_tuning', 'measure_retrieval', 'measure_answering',
+           'measure_silence', 'evaluate']
 
 # %% ../nbs/14_evaluation.ipynb #c63da4e7
 import math
@@ -22,12 +22,10 @@ from typing import TYPE_CHECKING, Any
 # %% ../nbs/14_evaluation.ipynb #47cefbf4
 import numpy as np
 
-# %% ../nbs/14_evaluation.ipynb #7facec7c
-from fastcore.basics import patch
-
 # %% ../nbs/14_evaluation.ipynb #206f9f0a
 from .core import InputError, PolicyError, SettingsError, write_json
 from .losses import bits_per_byte, perplexity_of
+from .quality import NgramModel
 
 # %% ../nbs/14_evaluation.ipynb #5a946e42
 if TYPE_CHECKING:
@@ -138,85 +136,6 @@ def perplexity(
         "perplexity": perplexity_of(nats, len(ids)), "bits_per_byte": bits_per_byte(nats, size),
         "tokens": len(ids), "bytes": size,
     }
-
-# %% ../nbs/14_evaluation.ipynb #daf6022b
-@dataclass(frozen=True)
-class _Level:
-    keys: np.ndarray  # sorted names of the n-grams: name of the context × vocabulary + token
-    counts: np.ndarray  # occurrences, or different left neighbours
-    totals: np.ndarray  # per context: sum of its counts
-    saved: np.ndarray  # per context: share of the mass for shorter contexts
-    discounts: np.ndarray  # (4,) taken from counts 0, 1, 2, 3 and more
-
-
-def _discounts(counts: np.ndarray) -> np.ndarray:
-    "Chen and Goodman's estimates from how many n-grams occur once, twice …"
-    t = np.bincount(np.minimum(counts, 5).astype(np.int64), minlength=6)[1:5].astype(float)
-    if (t == 0).any():
-        return np.array([0.0, 0.5, 0.75, 0.9])  # a text too small for estimates
-    y = t[0] / (t[0] + 2 * t[1])
-    found = [n - (n + 1) * y * t[n] / t[n - 1] for n in (1, 2, 3)]
-    return np.array([0.0, *(min(max(d, 0.05), n) for n, d in zip((1, 2, 3), found, strict=True))])
-
-
-def _level(keys: np.ndarray, counts: np.ndarray, contexts: int, vocabulary: int) -> _Level:
-    discounts, context = _discounts(counts), keys // vocabulary
-    totals = np.bincount(context, weights=counts, minlength=contexts)
-    taken = np.bincount(
-        context, weights=discounts[np.minimum(counts, 3).astype(np.int64)], minlength=contexts
-    )
-    return _Level(keys, counts, totals, taken / np.maximum(totals, 1), discounts)
-
-# %% ../nbs/14_evaluation.ipynb #33148442
-class NgramModel:
-    "An interpolated modified Kneser-Ney model over token ids."
-
-    def __init__(
-        self,
-        tokens: np.ndarray,  # (n,) ids of the training text
-        vocabulary: int,  # number of different ids
-        order: int = 5,  # tokens in the longest n-gram, ≥ 1
-    ):
-        tokens = np.asarray(tokens, dtype=np.int64)
-        if len(tokens) < order:
-            raise InputError(f"{len(tokens)} tokens", f"{order} or more", "train on more text")
-        self.vocabulary, self.levels = vocabulary, []
-        names, contexts = np.zeros(len(tokens) + 1, dtype=np.int64), 1
-        grams = []
-        for n in range(1, order + 1):
-            keys, last, names = np.unique(
-                names[:-1] * vocabulary + tokens[n - 1 :], return_index=True, return_inverse=True
-            )
-            grams.append((keys, names, contexts))
-            if n > 1:  # each different n-gram is a new left neighbour of its ending
-                below, ends, size = grams[n - 2]
-                self.levels.append(_level(below, np.bincount(ends[last + 1], minlength=len(below)),
-                                          size, vocabulary))  # fmt: skip
-            contexts = len(keys)
-        self.levels.append(_level(keys, np.bincount(names), grams[-1][2], vocabulary))
-
-# %% ../nbs/14_evaluation.ipynb #fed02ed3
-@patch
-def nats(
-    self: NgramModel,
-    tokens: np.ndarray,  # (n,) ids of the text to score
-) -> np.ndarray:  # (n,) -ln P of each, given up to order - 1 before it
-    "Score every token of a text."
-    tokens = np.asarray(tokens, dtype=np.int64)
-    chance = np.full(len(tokens), 1 / self.vocabulary)
-    context = np.zeros(len(tokens), dtype=np.int64)
-    for level in self.levels:
-        known = context >= 0
-        key = np.where(known, context, 0) * self.vocabulary + tokens
-        place = np.minimum(np.searchsorted(level.keys, key), len(level.keys) - 1)
-        seen = known & (level.keys[place] == key)
-        count = np.where(seen, level.counts[place], 0)
-        total = np.where(known, level.totals[np.where(known, context, 0)], 0)
-        left = count - level.discounts[np.minimum(count, 3).astype(np.int64)]
-        mixed = left / np.maximum(total, 1) + level.saved[np.where(known, context, 0)] * chance
-        chance = np.where(total > 0, mixed, chance)
-        context = np.concatenate([[-1], np.where(seen, place, -1)[:-1]])
-    return -np.log(chance)
 
 # %% ../nbs/14_evaluation.ipynb #3ad1b1c1
 def ngram_bits_per_byte(
