@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['END_OF_TEXT', 'SPECIAL_TOKENS', 'SPLIT_PATTERN', 'CHAT_TEMPLATE', 'byte_letters', 'spell_vocabulary',
-           'train_textbook_bpe', 'split_words', 'count_words', 'train_bpe', 'bpe_encode', 'BytePairs',
+           'train_textbook_bpe', 'split_words', 'count_words', 'train_bpe', 'bpe_encode', 'BytePairs', 'wrap_tokenizer',
            'train_tokenizer', 'TokenView', 'encode_plain', 'load_tokenizer', 'end_tokens', 'identify_tokenizer',
            'WordMemory', 'DocumentEncoder', 'choose_integer', 'write_shard', 'TokenShard', 'TokenizerSettings',
            'EncodingSettings', 'build_tokenizer', 'encode_corpus']
@@ -305,13 +305,26 @@ def _untrained() -> "Tokenizer":
     return tokenizer
 
 
+def wrap_tokenizer(
+    tokenizer: "Tokenizer",  # of the `tokenizers` library, with the special tokens in its vocabulary
+    unknown: str | None = None,  # its token for what it does not know, if it has one
+) -> "PreTrainedTokenizerFast":  # ready for `apply_chat_template` and `save_pretrained`
+    "Give a tokenizer the special tokens and the chat template."
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT,
+        pad_token="<|pad|>", extra_special_tokens=list(SPECIAL_TOKENS[2:]), unk_token=unknown,
+        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False,
+    )
+
+
 def train_tokenizer(
     texts: Iterable[str],  # documents; gone through once
     vocabulary_size: int = 4096,  # tokens in all, special tokens and single bytes included
 ) -> "PreTrainedTokenizerFast":  # ready for `apply_chat_template` and `save_pretrained`
     "Train a byte-level BPE tokenizer; raise `InputError` if there is no text."
     from tokenizers import pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     _check_vocabulary(vocabulary_size)
     tokenizer = _untrained()
@@ -321,11 +334,7 @@ def train_tokenizer(
     ))
     if not json.loads(tokenizer.to_str())["model"]["merges"]:
         raise InputError("no text to learn from", "documents with words of two bytes or more")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT,
-        pad_token="<|pad|>", extra_special_tokens=list(SPECIAL_TOKENS[2:]),
-        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False,
-    )
+    return wrap_tokenizer(tokenizer)
 
 # %% ../nbs/02a_tokenization.ipynb #ac62c81f
 class TokenView:
