@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIKENESSES', 'SPLITS', 'hash_words', 'hash_shingles', 'jaccard', 'minhash', 'candidate_chance', 'choose_bands',
-           'HashedTexts', 'DuplicateFinder', 'measure_overlap', 'find_near_duplicates', 'split_documents']
+           'HashedTexts', 'DuplicateFinder', 'measure_overlap', 'find_near_duplicates', 'assign_splits',
+           'split_documents']
 
 # %% ../nbs/01h_duplicates.ipynb #06556581
 from collections import Counter
@@ -403,18 +404,19 @@ def find_near_duplicates(
 SPLITS = ("train", "validation", "test")
 
 
-def split_documents(
-    documents: Sequence[Document],  # after removal of duplicates
-    clusters: Sequence[int],  # cluster label of each document
+def assign_splits(
+    sizes: Sequence[int],  # bytes of each text
+    names: Sequence[str],  # a stable name of each text; empty: it always trains
+    clusters: Sequence[int],  # cluster label of each text
     validation_share: float = 0.05,  # of the bytes, 0 to 0.5
     test_share: float = 0.05,  # of the bytes, 0 to 0.5
     seed: int = 1,  # draws another split
-) -> list[str]:  # train, validation or test, for each document
+) -> list[str]:  # train, validation or test, for each text
     "Assign whole clusters to splits; raise `InputError` if there are fewer than three."
     size, name, chosen = Counter(), {}, {}
-    for document, cluster in zip(documents, map(int, clusters), strict=True):
-        size[cluster] += len(document.text.encode("utf-8", "replace"))
-        key = "" if document.kind == "topic" else hash_text(f"{seed}{document.id}")
+    for bytes_, said, cluster in zip(sizes, names, map(int, clusters), strict=True):
+        size[cluster] += bytes_
+        key = hash_text(f"{seed}{said}") if said else ""
         name[cluster] = min(name.get(cluster, key), key)
     order = sorted((cluster for cluster in name if name[cluster]), key=lambda c: name[c])
     if len(order) < 3:
@@ -427,3 +429,16 @@ def split_documents(
                 chosen[cluster] = split
                 room -= size[cluster]
     return [chosen.get(int(cluster), "train") for cluster in clusters]
+
+# %% ../nbs/01h_duplicates.ipynb #0f3207d9
+def split_documents(
+    documents: Sequence[Document],  # after removal of duplicates
+    clusters: Sequence[int],  # cluster label of each document
+    validation_share: float = 0.05,  # of the bytes, 0 to 0.5
+    test_share: float = 0.05,  # of the bytes, 0 to 0.5
+    seed: int = 1,  # draws another split
+) -> list[str]:  # train, validation or test, for each document
+    "Assign documents to splits, cluster by cluster; the language reference always trains."
+    sizes = [len(document.text.encode("utf-8", "replace")) for document in documents]
+    names = ["" if document.kind == "topic" else document.id for document in documents]
+    return assign_splits(sizes, names, clusters, validation_share, test_share, seed)
