@@ -24,7 +24,7 @@ from llmbook.core import Meter
 from llmbook.data import CorpusSettings, build_corpus
 
 if __name__ == "__main__":
-    rules = CorpusSettings(source=sys.argv[1], max_megabytes=1e6, workers=int(sys.argv[3]))
+    rules = CorpusSettings(sys.argv[1], 1e6, workers=int(sys.argv[3]), quality="none")
     with Meter() as meter:
         numbers = build_corpus(rules, {}, Path(sys.argv[2]))
     print(json.dumps({"numbers": numbers, **meter.record()}))

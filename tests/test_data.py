@@ -52,7 +52,7 @@ def package():
 
 def corpus(source, output, **named) -> Path:
     output.mkdir(exist_ok=True)
-    build_corpus(CorpusSettings(source=str(source), **named), {}, output)
+    build_corpus(CorpusSettings(source=str(source), **{"quality": "none", **named}), {}, output)
     return output
 
 
@@ -322,7 +322,7 @@ def test_the_corpus_has_its_format(notes, tmp_path):
 
 def test_the_stage_runs_once_and_again_when_a_file_changes(notes, tmp_path):
     stage = Stage("corpus", build_corpus, CorpusSettings, outside=data.source_state)
-    run = Run(tmp_path / "run", [stage], {"corpus": CorpusSettings(source=str(notes))})
+    run = Run(tmp_path / "run", [stage], {"corpus": CorpusSettings(source=str(notes), quality="none")})
     assert run.execute() == ["corpus"] and run.execute() == []
     (notes / "new.txt").write_text(essay(99))
     assert run.execute() == ["corpus"] and run.execute() == []
@@ -441,6 +441,26 @@ def test_languages_are_named_and_filtered(notes, tmp_path):
     assert read_json(some / "card.json")["removed"]["other language"]["count"] >= 2
 
 
+def test_items_of_a_benchmark_are_not_learnt(notes, tmp_path):
+    secret = " ".join(f"{word}{i}" for i, word in enumerate(WORDS))
+    (notes / "leak.txt").write_text(f"{essay(60)} {secret.capitalize()} {essay(61)}")
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"text": secret}) + "\n" + json.dumps({"text": essay(99, 20)}) + "\n")
+    out = corpus(notes, tmp_path / "out", benchmarks=(str(tmp_path / "exam.jsonl"),))
+    assert [row["step"] for row in explain_text(out, "leak.txt")] == ["benchmark texts"]
+    assert "exam.jsonl:1" in explain_text(out, "leak.txt")[0]["reason"]
+    assert sum(read_json(out / "card.json")["numbers"]["documents"].values()) == 12
+
+
+def test_rules_of_quality_hold_for_files(notes, tmp_path):
+    (notes / "menu.txt").write_text("Home\nLog in to your account\nYour cart is empty\n" * 3)
+    for name, when in (("good", "the evening"), ("dry", "the summer of the long drought"), ("late", "a week, or never")):
+        said = f"The boats came home in {when}, and the harbour of {name} was quiet until the next of them left."
+        (notes / f"{name}.txt").write_text(said)
+    found = corpus(notes, tmp_path / "out", quality="documentation")
+    assert explain_text(found, "menu.txt")[0]["step"] == "low quality"
+    assert explain_text(found, "good.txt") == []
+
+
 # scale
 
 
@@ -456,24 +476,25 @@ def test_worker_processes_make_the_same_corpus(tmp_path, monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_text(tmp_path):
-    """Four times the text, and the peak of a process of its own grows by a fraction of it."""
+    """Six times the text, and the peak of a process of its own grows by a fraction of it."""
     script = (
         "import sys; from pathlib import Path; from llmbook.data import *; from llmbook.core import Meter\n"
-        "rules = CorpusSettings(source=sys.argv[1], max_megabytes=1e6, workers=1)\n"
+        "rules = CorpusSettings(source=sys.argv[1], max_megabytes=1e6, workers=1, quality='none')\n"
         "with Meter() as meter: build_corpus(rules, {}, Path(sys.argv[2]))\n"
         "print(meter.peak_memory)"
     )
     peaks, draw = [], numpy.random.default_rng(1)
     words = numpy.array(["".join(draw.choice(list("aeioulnrst"), 6)) for _ in range(3000)])
-    for size in (1, 4):
+    for size in (2, 12):
         source, out = tmp_path / f"{size}.jsonl", tmp_path / str(size)
         out.mkdir()
         with open(source, "w") as stream:
-            for _ in range(800 * size):
+            for _ in range(400 * size):
                 row = {"text": " ".join(draw.choice(words, 700)), "license": "MIT", "lang": "en"}
                 stream.write(json.dumps(row) + "\n")
         command = [sys.executable, "-c", script, str(source), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout.split()[-1]))
-    grown = (tmp_path / "4.jsonl").stat().st_size - (tmp_path / "1.jsonl").stat().st_size
+    grown = (tmp_path / "12.jsonl").stat().st_size - (tmp_path / "2.jsonl").stat().st_size
+    print(peaks, grown)
     assert peaks[1] - peaks[0] < grown / 2, f"{peaks} for {grown} more bytes"
