@@ -76,7 +76,7 @@ _KNOWN = re.compile(
     r"(?<![0-9a-z])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"  # UUID
     r"|(?<![0-9a-f:-])[0-9a-f]{2}(?:[:-][0-9a-f]{2}){5}(?![0-9a-f])"  # MAC address
     r"|(?<![0-9])97[89][- ]?(?:[0-9][- ]?){9}[0-9](?![0-9])"  # ISBN
-    r"|(?<![0-9.])10\.[0-9]{4,}/\S+"  # DOI
+    r"|(?<![0-9.])10\.[0-9]{4,}/\S+|cve-[0-9]{4}-[0-9]+"  # DOI, list of weaknesses
     r"|(?<![0-9])(?:1[89]|20)[0-9]{2}([-/.])(?:0?[1-9]|1[0-2])\1(?:[0-2]?[0-9]|3[01])(?![0-9])"
     r"|(?<![0-9])(?:[0-2]?[0-9]|3[01])([-/.])(?:[0-2]?[0-9]|3[01])\2(?:1[89]|20)[0-9]{2}(?![0-9])"
     r"|(?<![0-9])(?:19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:[0-2][0-9]|3[01])(?:[01][0-9]|2[0-3])"
@@ -112,7 +112,8 @@ _WORDS = {
     "sin": r"social insurance|(?-i:SIN|TFN|IRD|PPSN?)|tax file|aadhaar"
     r"|(?:national )?id(?:entity)? (?:number|no|card)",
     "passport": r"pass?aporte|passport",
-    "ip": r"ips?|ipv[46]|address|host|servers?|servidor|direcci[oó]n|endere[cç]o|ping|login|from",
+    "ip": r"ips?|ipv[46]|address|host|servers?|servidor|direcci[oó]n|endere[cç]o|ping|login"
+    r"|acces[os]*|acesso|clientes?|connect\w*|conex\w+",
 }
 
 # %% ../nbs/01c_personal.ipynb #d7236cfc
@@ -132,7 +133,9 @@ _LABEL = re.compile(
     re.I,
 )
 _SPOKEN = re.compile(r"[^\s\d.,;:()/+-]")
-_BEFORE = re.compile(r"[0-9](?:[./ -]?[0-9]){6,}[A-Z]?(?![0-9])|[A-Z]{1,4}[0-9]{6,}[A-Z0-9]*")
+_BEFORE = re.compile(
+    r"[0-9](?:[./ -]?[0-9]){6,}[A-Z]?(?![0-9])|[A-Z]{1,4}[0-9]{6,}[A-Z0-9]*|[\w.+-]+@[\w.-]+"
+)
 
 
 def _label(text: str, start: int, end: int) -> str:
@@ -236,7 +239,10 @@ def _find_ipv4(text: str, low: int, high: int) -> Iterator[Identifier]:
             continue
         label, parts = _label(text, start, end), [int(part) for part in match[0].split(".")]
         small = parts[0] < 20 and max(parts) < 100  # 1.2.3.4 is more often a version
-        if label == "version" or small and label != "ip" or _AGENT.search(text, max(start - 24, 0), start):
+        before = text[max(start - 24, 0) : start]
+        if small and (label != "ip" or not before.rpartition("\n")[2].strip()):
+            continue
+        if label == "version" or _AGENT.search(before):
             continue
         slash = re.compile(r"/([0-9]{1,2})(?![0-9])").match(text, end)
         if not slash or not _is_network(match[0], int(slash[1])):
@@ -250,6 +256,8 @@ def _find_ipv6(text: str) -> Iterator[Identifier]:
             written = written.rstrip(":")
         end = start + len(written)
         edges = text[max(start - 1, 0) : start] + text[end : end + 1]
+        if written.endswith("::") and edges.endswith("/"):  # a network
+            continue
         if len(written) < 46 and not re.search(r"[^\W_]|[.:]{2}", edges) and _is_owned(written):
             yield Identifier(start, end, "IP address", written, 0.8)
 
@@ -296,7 +304,7 @@ def _scheme(name: str, check: str, form: str, labels: str, alone: int, **more) -
 
 
 SCHEMES: tuple[Scheme, ...] = (
-    _scheme("CPF", "br.cpf", rf"{_D3}([. ]?){_D3}\1{_D3}[-. /]?{_D2}", "cpf", 2),
+    _scheme("CPF", "br.cpf", rf"{_D3}([. ]?){_D3}\1{_D3}[- /]?{_D2}", "cpf", 2),
     _scheme("CNPJ", "br.cnpj", r"[0-9A-Z]{2}[. ]?[0-9A-Z]{3}[. ]?[0-9A-Z]{3}[/ ]?[0-9A-Z]{4}[- ]?"
             r"[0-9]{2}", "cnpj", 2),
     _scheme("NIF", "pt.nif", rf"(?:PT ?)?[1-9]{_D2}([ .-]?){_D3}\1{_D3}", "tax", 0),
@@ -312,7 +320,7 @@ SCHEMES: tuple[Scheme, ...] = (
     _scheme("NHS number", "gb.nhs", rf"{_D3}([- ]?){_D3}\1{_D4}", "nino", 0),
     _scheme("UTR", "gb.utr", r"[0-9]{5} ?[0-9]{5}", "nino", 0),
     _scheme("CURP", "mx.curp", r"[A-Z]{4}[0-9]{6}[HMX][A-Z]{5}[0-9A-Z][0-9]", "rfc", 3, sure=True),
-    _scheme("RFC", "mx.rfc", rf"[A-ZÑ&]{{3,4}}([- ]?)[0-9]{{6}}\1[0-9A-Z]{{3}}", "rfc", 0),
+    _scheme("RFC", "mx.rfc", r"[A-ZÑ&]{3,4}([- ]?)[0-9]{6}\1[0-9A-Z]{3}", "rfc", 0),
 )
 
 # %% ../nbs/01c_personal.ipynb #ce924098
@@ -432,9 +440,12 @@ _LIST = re.compile(r"[ ,;/|()]{0,3}\n?[ ,;/|()]{0,3}(?:(?:and|or|y|e|o|ou|u)\s)?
 _ABROAD = re.compile(r"00[1-9]|011[ -][1-9]")
 _YEAR = re.compile(r"(?<![0-9])(?:1[89]|20)[0-9]{2}(?![0-9])")
 _SHAPES = {  # sizes of the groups of national numbers that are known without a word
-    (3, 3, 4), (1, 3, 3, 4), (2, 4, 4), (2, 5, 4), (3, 4, 4), (3, 5, 4), (3, 3, 3), (3, 2, 2, 2),
-    (2, 3, 2, 2), (4, 3, 4), (4, 3, 3), (5, 6), (5, 3, 3), (3, 8), (4, 6), (4, 7), (3, 7), (2, 8),
-    (2, 9), (3, 4, 3), (2, 3, 4), (5, 5),
+    (3, 3, 4), (1, 3, 3, 4), (2, 4, 4), (2, 5, 4), (3, 3, 3), (3, 2, 2, 2), (2, 3, 2, 2),
+    (2, 3, 4),
+}
+_TRUNK = {  # and of those that begin with 0
+    (3, 4, 4), (3, 5, 4), (4, 3, 4), (4, 3, 3), (5, 6), (5, 3, 3), (3, 8), (4, 6), (4, 7), (3, 7),
+    (2, 8), (2, 9), (3, 4, 3), (5, 5), (3, 2, 4, 4),
 }
 _REGIONS = {  # where a number of so many digits may be at home; 0: it begins with 0
     0: ("GB", "IE", "AU", "NZ", "ZA", "AR", "BR", "IN", "MX"), 8: ("CR", "UY"),
@@ -473,7 +484,9 @@ def _judge_call(written: str, sizes: tuple[int, ...], plus: bool, label: str) ->
     if not 7 <= len(digits) <= 15 or len(set(digits)) < 3:
         return 0.0
     if plus or _ABROAD.match(written) and (said or written.startswith("001") or " " in written):
-        return _judge_abroad(written, said)
+        abroad = _judge_abroad(written, said)
+        if plus or abroad:
+            return abroad
     gaps, bracket = set(re.findall("[^0-9]+", written.lstrip("("))), written[0] == "("
     american, zero = sizes[-3:] == (3, 3, 4), digits[0] == "0"
     if len(digits) > 13 or len(gaps) > 2 + bracket or min(sizes[1:], default=2) < 2:
@@ -490,7 +503,7 @@ def _judge_call(written: str, sizes: tuple[int, ...], plus: bool, label: str) ->
     valid = _in_use(digits, _REGIONS.get(0 if zero else len(digits), ()))
     if said and (len(sizes) > 1 or valid or 8 <= len(digits) <= 11):
         return 1.0 if valid else 0.8
-    if label and not bracket or len(sizes) == 1 or sizes not in _SHAPES:
+    if label and not bracket or sizes not in (_SHAPES | _TRUNK if zero else _SHAPES):
         return 0.0
     if valid:
         return 0.8
@@ -628,9 +641,7 @@ def _find(text: str, kinds: Sequence[str], names: Names) -> list[Identifier]:
     return _keep_longest([*found, *_find_names(text, names)])
 
 
-def _check_kinds(text: str, kinds: Sequence[str]) -> None:
-    if not isinstance(text, str):
-        raise InputError(f"a {type(text).__name__}", "text", "decode bytes, and read files first")
+def _check_kinds(kinds: Sequence[str]) -> None:
     if unknown := [kind for kind in kinds if kind not in PERSONAL_DATA]:
         raise InputError(f"unknown kind `{unknown[0]}`", ", ".join(PERSONAL_DATA), "take one of these")
 
@@ -641,7 +652,7 @@ def find_personal_data(
     names: Names = False,  # names of persons: by the words before them, or by a function of yours
 ) -> list[Identifier]:  # in the order of the text; they do not overlap
     "Find what identifies a person."
-    _check_kinds(text, kinds)
+    _check_kinds(kinds)
     found, base = [], 0
     for piece in _pieces([text]):
         for one in _find(piece, kinds, names):
@@ -669,6 +680,9 @@ def _pieces(chunks: Iterable[str]) -> Iterator[str]:
     waiting: list[str] = []
     size = 0
     for chunk in chunks:
+        if not isinstance(chunk, str):
+            given = f"a {type(chunk).__name__}"
+            raise InputError(given, "text", "decode bytes; open files as text")
         waiting.append(chunk)
         size += len(chunk)
         if size >= 2 * _MOST:
@@ -708,7 +722,7 @@ def redact(
     names: Names = False,  # names of persons: by the words before them, or by a function of yours
 ) -> tuple[str, dict[str, int]]:  # the text with [kind] for personal data; kind → how many
     "Replace what identifies a person by its kind; doing it twice changes nothing."
-    _check_kinds(text, kinds)
+    _check_kinds(kinds)
     counts: Counter = Counter()
     write = lambda one: f"[{one.kind}]"
     masked = [_replace(piece, kinds, names, write, counts) for piece in _pieces([text])]
@@ -723,8 +737,8 @@ def redact_stream(
 ) -> Iterator[str]:  # pieces whose join is what `redact` makes of the joined chunks
     "Redact a text of any length in little memory."
     counts = Counter() if counts is None else counts
+    _check_kinds(kinds)
     for piece in _pieces(chunks):
-        _check_kinds(piece, kinds)
         yield _replace(piece, kinds, names, lambda one: f"[{one.kind}]", counts)
 
 # %% ../nbs/01c_personal.ipynb #5666ac28
@@ -773,7 +787,7 @@ def replace(
     names: Names = False,  # names of persons, as in `redact`
 ) -> tuple[str, dict[str, int]]:  # the text with pseudonyms; kind → how many
     "Replace what identifies a person by pseudonyms."
-    _check_kinds(text, kinds)
+    _check_kinds(kinds)
     counts: Counter = Counter()
     pieces = [_replace(piece, kinds, names, self.name, counts) for piece in _pieces([text])]
     return "".join(pieces), dict(counts)
