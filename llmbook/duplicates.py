@@ -171,27 +171,36 @@ def choose_bands(
     return max(good or choices[:1], key=lambda choice: choice[1])
 
 # %% ../nbs/01h_duplicates.ipynb #a4a9aec7
+def _band_keys(
+    signatures: "numpy.ndarray | _Spool", band: int, rows: int, step: int = 8192
+) -> numpy.ndarray:
+    "A hash of one band of every signature, read a few thousand at a time."
+    keys = [numpy.zeros(0, numpy.uint64)]
+    for start in range(0, len(signatures), step):
+        part = signatures[start : start + step][:, band * rows : (band + 1) * rows]
+        keys.append(_mix((part * _powers(_PRIME, rows)).sum(1, dtype=numpy.uint64)))
+    return numpy.concatenate(keys)
+
+
 def _candidates(
-    signatures: numpy.ndarray, bands: int, rows: int, reach: int = 16
+    signatures: "numpy.ndarray | _Spool", bands: int, rows: int, reach: int = 16
 ) -> numpy.ndarray:
     "(pairs, 2) numbers of texts that agree on a band."
-    found = [numpy.zeros((0, 2), numpy.int64)]
+    count, found = len(signatures), numpy.zeros(0, numpy.int64)
     for band in range(bands):
-        part = signatures[:, band * rows : (band + 1) * rows].astype(numpy.uint64)
-        key = _mix((part * _powers(_PRIME, rows)).sum(1, dtype=numpy.uint64))
+        key = _band_keys(signatures, band, rows)
         order = numpy.argsort(key, kind="stable")
-        sorted_key = key[order]
+        key, pairs = key[order], [found]
         for step in range(1, reach + 1):
-            same = numpy.flatnonzero(sorted_key[step:] == sorted_key[:-step])
-            found.append(order[[same, same + step]].T)
+            same = numpy.flatnonzero(key[step:] == key[:-step])
+            pairs.append(order[same] * count + order[same + step])
             if not len(same):
                 break
-        first = numpy.searchsorted(sorted_key, sorted_key)
-        later = numpy.flatnonzero(first < numpy.arange(len(key)))
-        found.append(order[[first[later], later]].T)
-    pairs = numpy.sort(numpy.concatenate(found), 1)
-    keys = numpy.unique(pairs[:, 0] * len(signatures) + pairs[:, 1])
-    return numpy.stack(numpy.divmod(keys, max(len(signatures), 1)), 1)
+        first = numpy.searchsorted(key, key)
+        later = numpy.flatnonzero(first < numpy.arange(count))
+        pairs.append(order[first[later]] * count + order[later])
+        found = numpy.unique(numpy.concatenate(pairs))
+    return numpy.stack(numpy.divmod(found, max(count, 1)), 1)
 
 # %% ../nbs/01h_duplicates.ipynb #5eee20f0
 def _join(
@@ -206,7 +215,7 @@ def _join(
         return i
 
     for i, j in pairs:
-        a, b = root(i), root(j)
+        a, b = root(int(i)), root(int(j))
         if a != b and (alike is None or alike(i, j)):
             parent[max(a, b)] = min(a, b)
     return numpy.array([root(i) for i in range(count)], numpy.int64)
@@ -247,12 +256,16 @@ class _Spool:
             self.parts = [numpy.concatenate([none, *self.parts])]
         return self.parts[0]
 
-    def read(self, start: int, end: int) -> numpy.ndarray:
+    def __len__(self) -> int:
+        return len(self.array())
+
+    def __getitem__(self, rows: slice) -> numpy.ndarray:
         "Some rows; those of a file are read, for pages that are mapped stay in memory."
-        if not self.path or start == end:
-            return self.array()[start:end]
+        if not self.path or rows.start >= rows.stop:
+            return self.array()[rows]
         row = numpy.dtype((self.kind, self.columns))
-        return numpy.fromfile(self.path, row, end - start, offset=start * row.itemsize)
+        count = rows.stop - rows.start
+        return numpy.fromfile(self.path, row, count, offset=rows.start * row.itemsize)
 
 # %% ../nbs/01h_duplicates.ipynb #90111ca2
 class DuplicateFinder:
@@ -331,8 +344,8 @@ _LEAST, _EQUAL = 0.1, 0.9  # part of the longer text worth speaking of; equal wh
 def _count_holders(shingles: _Spool, total: int) -> numpy.ndarray:
     "How many texts hold each hash, by its lowest bits."
     holders = numpy.zeros(1 << min((8 * total + 1).bit_length(), 26), numpy.uint32)
-    for start in range(0, total, 2**20):
-        part = shingles.read(start, min(start + 2**20, total))[:, 0]
+    for start in range(0, total, 2**17):
+        part = shingles[start : start + 2**17][:, 0]
         places = (part & numpy.uint64(len(holders) - 1)).astype(numpy.int64)
         numpy.add.at(holders, places, numpy.uint32(1))
     return holders
@@ -369,20 +382,20 @@ def clusters(
     if likeness not in LIKENESSES:
         raise InputError(f"likeness `{likeness}`", " or ".join(LIKENESSES), "take one of them")
     self.counts = [numpy.concatenate(self.counts)]
-    offsets, signatures = numpy.cumsum(self.counts[0]), self._signatures.array()
-    read = lambda i: self._shingles.read(offsets[i], offsets[i + 1])[:, 0]
-    pairs = lambda least: _candidates(signatures, *choose_bands(least, self.recipe[0]))
+    offsets = numpy.cumsum(self.counts[0])
+    read = lambda i: self._shingles[offsets[i] : offsets[i + 1]][:, 0]
+    pairs = lambda least: _candidates(self._signatures, *choose_bands(least, self.recipe[0]))
     if likeness == "jaccard":
         found, part = pairs(threshold), lru_cache(256)(read)
         alike = lambda i, j: jaccard(part(i), part(j)) >= threshold
     else:
-        found = _agreeing(signatures, pairs(_LOWEST), _LOWEST / 2)
+        found = _agreeing(self._signatures.array(), pairs(_LOWEST), _LOWEST / 2)
         holders = _count_holders(self._shingles, int(offsets[-1]))
         weigh = lambda part: (part, 1 / holders[part & numpy.uint64(len(holders) - 1)])
         part = lru_cache(256)(lambda i: weigh(read(i)))
         alike = lambda i, j: _same(part(i), part(j), threshold)
     found = found[(numpy.diff(offsets)[found] > 0).all(1)]
-    return _join(found.tolist(), len(self), alike)
+    return _join(found, len(self), alike)
 
 # %% ../nbs/01h_duplicates.ipynb #70eda47a
 def find_near_duplicates(

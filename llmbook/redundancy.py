@@ -92,7 +92,8 @@ def _characters(text: str, places: Sequence[int]) -> list[int]:
     raw = text.encode("utf-8", "replace")
     inside = [raw[place : place + 1] and 0x80 <= raw[place] < 0xC0 for place in places]
     whole = (len(raw[:place].decode("utf-8", "ignore")) for place in places)
-    return [at + bool(cut and not i % 2) for i, (at, cut) in enumerate(zip(whole, inside, strict=True))]
+    pairs = enumerate(zip(whole, inside, strict=True))
+    return [at + bool(cut and not i % 2) for i, (at, cut) in pairs]
 
 
 def _tokens(texts: Sequence[str], unit: str) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:

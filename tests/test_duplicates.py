@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llmbook.core import InputError
 from llmbook.duplicates import (
-    DuplicateFinder, _candidates, _join, choose_bands, find_near_duplicates, hash_shingles, jaccard, minhash,
+    DuplicateFinder, _candidates, _join, choose_bands, find_near_duplicates, hash_shingles, jaccard, measure_overlap, minhash,
 )
 
 
@@ -135,3 +135,70 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
         spooled.append(size)
     assert spooled[1] - spooled[0] > 80e6  # bytes that stay outside memory
     assert peaks[1] - peaks[0] < 0.3 * (spooled[1] - spooled[0])
+
+
+# copies as a reader sees them
+
+FORM = """Return the {0} of the values. The {0} is taken over all values unless an axis is given.
+Parameters: values, numbers or what can become numbers; axis, the direction along which the {0} is computed;
+out, where the result is put; keep, whether the reduced direction stays with size one.
+Returns: the {0}, as an array of one direction less. Notes: {1}"""
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """(texts, number of the original of each, whether it is a copy)."""
+    draw = numpy.random.default_rng(7)
+    vocabulary = [f"{a}{b}{c}" for a in "bdfglmnprst" for b in ("a", "é", "ão", "i", "ñu") for c in ("r", "s", "lo", "ca", "nte")]
+    weights = 1 / (3 + numpy.arange(len(vocabulary)))
+    sentence = lambda: " ".join(draw.choice(vocabulary, draw.integers(8, 15), p=weights / weights.sum())) + "."
+    article = lambda: [sentence() for _ in range(10)]
+    originals, frame = [article() for _ in range(120)], " ".join(article() + article()).split()
+    edit = lambda text: " ".join(draw.choice(vocabulary) if draw.random() < 0.07 else word for word in text.split())
+    copies = []
+    for i, parts in enumerate(originals):
+        text = " ".join(parts)
+        copies.append([edit(text), " ".join(draw.permutation(parts)), " ".join([*frame[:60], text, *frame[60:120]]),
+                       text[: len(text) // 2]][i % 4])  # fmt: skip
+    names = ("mean", "sum", "median", "largest", "smallest", "spread", "product", "range")
+    misleading = [FORM.format(name, sentence()) for name in names]
+    misleading += [" ".join([*frame[:60], *article(), *frame[60:120]]) for _ in range(30)]
+    texts = [*map(" ".join, originals), *copies, *misleading]
+    origin = [*range(120), *range(120), *range(240, len(texts))]
+    return texts, numpy.array(origin)
+
+
+def test_copies_of_four_kinds_and_no_others(planted):
+    texts, origin = planted
+    labels = find_near_duplicates(texts)
+    assert (labels[:120] == numpy.arange(120)).all()
+    for kind in range(4):
+        assert (labels == origin)[120:240][kind::4].mean() > 0.96, kind
+    assert (labels == origin)[240:].all()
+    by_jaccard = find_near_duplicates(texts, 0.8)
+    assert (by_jaccard == origin)[120:240].mean() < 0.5
+
+
+def test_order_and_batches_do_not_matter_for_containment(planted, tmp_path):
+    texts, _ = planted
+    finder = DuplicateFinder(width=2, folder=tmp_path)
+    for start in range(0, len(texts), 37):
+        finder.add(texts[start : start + 37])
+    assert finder.clusters(0.55, "containment").tolist() == find_near_duplicates(texts).tolist()
+    turned = find_near_duplicates(texts[::-1])
+    groups = lambda labels: {frozenset(numpy.flatnonzero(labels == label).tolist()) for label in set(labels.tolist())}
+    back = {frozenset(len(texts) - 1 - i for i in group) for group in groups(turned)}
+    assert back == groups(find_near_duplicates(texts))
+
+
+def test_unknown_likeness():
+    with pytest.raises(InputError, match="jaccard or containment"):
+        find_near_duplicates(["a"], 0.5, likeness="cosine")
+
+
+def test_overlap_by_weight():
+    a, b = numpy.array([1, 2, 3, 4], numpy.uint64), numpy.array([3, 4, 5], numpy.uint64)
+    assert measure_overlap(a, b) == (2 / 4, 2 / 3)
+    weights = numpy.array([1, 1, 0.5, 0.5]), numpy.array([0.5, 0.5, 1])
+    assert measure_overlap(a, b, weights) == (1 / 3, 1 / 2)
+    assert measure_overlap(a, a[:0]) == (0, 0)
