@@ -47,8 +47,10 @@ def test_cohen_equals_sklearn(pairs, weights):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.lists(st.sampled_from([1, 2, 3, 5, None]), min_size=3, max_size=3), min_size=2, max_size=25),
-       st.sampled_from(["nominal", "ordinal", "interval"]))
+@given(
+    st.lists(st.lists(st.sampled_from([1, 2, 3, 5, None]), min_size=3, max_size=3), min_size=2, max_size=25),
+    st.sampled_from(["nominal", "ordinal", "interval"]),
+)
 def test_alpha_equals_the_package(rows, level):
     pairable = [row for row in rows if sum(x is not None for x in row) > 1]
     values = {x for row in pairable for x in row if x is not None}
@@ -143,11 +145,16 @@ def test_votes_are_checked():
     for bad in (("text", {"f": len}, ["a", "b"]), (["x"], {}, ["a", "b"]), (["x"], {"f": len}, ["a"])):
         with pytest.raises(InputError):
             collect_votes(*bad)
-    table = collect_votes(["a", "b", "c"], {"f": vote_by_pattern("a", "a|b"), "g": vote_by_pattern("b", "b")}, ["a", "b"]).table(["a", "b", "b"])
-    assert [(row["coverage"], row["conflict"], row["accuracy"]) for row in table.rows] == [(2 / 3, 1 / 3, 0.5), (1 / 3, 1 / 3, 1.0)]
+    table = collect_votes(
+        ["a", "b", "c"], {"f": vote_by_pattern("a", "a|b"), "g": vote_by_pattern("b", "b")}, ["a", "b"]
+    ).table(["a", "b", "b"])
+    assert [(row["coverage"], row["conflict"], row["accuracy"]) for row in table.rows] == [
+        (2 / 3, 1 / 3, 0.5),
+        (1 / 3, 1 / 3, 1.0),
+    ]
 
 
-TASKS = {"1": "First, \"quoted\"\ntext; with marks", "2": "=SUM(A1)", "3": "terceiro ação"}
+TASKS = {"1": 'First, "quoted"\ntext; with marks', "2": "=SUM(A1)", "3": "terceiro ação"}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
@@ -175,11 +182,26 @@ def test_files_go_out_and_come_back(tmp_path, suffix, delimiter):
 def test_everything_odd_is_listed(tmp_path):
     row = lambda key, label, who="ana", **more: json.dumps({"id": key, "label": label, "annotator": who} | more)
     path = tmp_path / "back.jsonl"
-    path.write_text("\n".join([row("1", "yes"), row("1", "no"), row("2", "perhaps"), row("9", "yes"), row("3", "", "luis"),
-                               row("3", " no ", "luis"), row("2", "no", "luis", mark="another")]))
+    path.write_text(
+        "\n".join(
+            [
+                row("1", "yes"),
+                row("1", "no"),
+                row("2", "perhaps"),
+                row("9", "yes"),
+                row("3", "", "luis"),
+                row("3", " no ", "luis"),
+                row("2", "no", "luis", mark="another"),
+            ]
+        )
+    )
     found = read_labels([path], TASKS, ["yes", "no"])
     assert [p["problem"] for p in found.problems] == [
-        "labelled twice", "unknown label `perhaps`", "unknown id `9`", "labelled another version of the text"]
+        "labelled twice",
+        "unknown label `perhaps`",
+        "unknown id `9`",
+        "labelled another version of the text",
+    ]
     assert found.ratings() == [["yes", None], [None, None], [None, "no"]]
     assert found.votes(["no", "yes"]).matrix.tolist() == [[1, -1], [-1, -1], [-1, 0]]
     (tmp_path / "broken.jsonl").write_text('{"id": ')
@@ -210,7 +232,14 @@ def test_no_pair_rejects_its_own_answer(answers, documents):
 
 
 def test_each_reason_is_what_it_says():
-    rows = [{"question": f"What is {i}?", "answer": f"It is not the first of {100 * i} things that one can count here.", "document": str(i)} for i in range(30)]
+    rows = [
+        {
+            "question": f"What is {i}?",
+            "answer": f"It is not the first of {100 * i} things that one can count here.",
+            "document": str(i),
+        }
+        for i in range(30)
+    ]
     only = {reason: make_preferences(rows, [reason]) for reason in ("other document", "cut short", "unsupported")}
     assert all(len(pairs) == 30 for pairs in only.values())
     assert all(pair["chosen"].startswith(pair["rejected"]) for pair in only["cut short"])
@@ -245,7 +274,12 @@ def test_planted_label_errors_are_found(noise):
 
 def test_label_issues_refuse():
     good = [[0.5, 0.5], [0.5, 0.5]]
-    for labels, chance in ((["a", "b"], [[0.5, 0.5]]), (["a", "b"], [[0.5, 0.9], [1, 0]]), (["a", "b"], [[float("nan"), 1], [1, 0]]), (["a", "a"], [[1.0], [1.0]])):
+    for labels, chance in (
+        (["a", "b"], [[0.5, 0.5]]),
+        (["a", "b"], [[0.5, 0.9], [1, 0]]),
+        (["a", "b"], [[float("nan"), 1], [1, 0]]),
+        (["a", "a"], [[1.0], [1.0]]),
+    ):
         with pytest.raises(InputError):
             find_label_issues(labels, chance)
     with pytest.raises(InputError, match="unknown label"):
@@ -266,6 +300,11 @@ def test_nothing_judges_what_it_has_seen():
 
     chance, names = predict_out_of_fold(texts, labels, train, folds=5)
     assert names == ["a", "b", "c"] and chance.tolist() == [[0.5, 0.3, 0.2]] * 30 and len(seen) == 5
-    for bad in ((texts, labels[:-1], train, 5), (texts, ["a"] * 30, train, 5), (texts, labels, train, 11), (texts, labels, train, 1)):
+    for bad in (
+        (texts, labels[:-1], train, 5),
+        (texts, ["a"] * 30, train, 5),
+        (texts, labels, train, 11),
+        (texts, labels, train, 1),
+    ):
         with pytest.raises(InputError):
             predict_out_of_fold(*bad)

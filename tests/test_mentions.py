@@ -21,7 +21,7 @@ from llmbook.mentions import (
 LANGUAGES = ("en", "pt", "es")
 PIECES = st.sampled_from(
     "the The judge to Polish polish Christian Baker Jordan US us child process O médico a médica pai filho "
-    "Estados Unidos EE. UU. non-binary May 2020 ( ) . , _ / \n \" ” İ ß ǅ 1999 é ñ".split(" ")
+    'Estados Unidos EE. UU. non-binary May 2020 ( ) . , _ / \n " ” İ ß ǅ 1999 é ñ'.split(" ")
 )
 
 
@@ -42,7 +42,9 @@ def test_any_text_gives_ordered_places_that_hold_the_text(text, language):
     assert all(speaker in text for speaker, _ in find_speakers(text, language))
 
 
-@pytest.mark.parametrize("text", ["child " * 20000, "A" * 100000, "the old " * 20000, "(" * 50000, "Ana Lima " * 15000, "in 1999 " * 20000])
+@pytest.mark.parametrize(
+    "text", ["child " * 20000, "A" * 100000, "the old " * 20000, "(" * 50000, "Ana Lima " * 15000, "in 1999 " * 20000]
+)
 def test_long_repeated_text_ends(text):
     for language in LANGUAGES:
         find_mentions(text, language)
@@ -110,7 +112,12 @@ def test_a_lexicon_can_be_extended_and_bad_notation_is_refused():
     more = default_lexicon().extended("[team en]\nred: Ajax+\n[gender fr]\nfeminine: femme\n[except en]\nAjax call")
     assert [(m.dimension, m.group) for m in find_mentions("Ajax won. An Ajax call.", "en", more)] == [("team", "red")]
     assert find_mentions("une femme", "fr", more)[0].group == "feminine"
-    for bad in ("words without heading", "[gender en]\nno colon here", "[except en]\n(unclosed", "[gender de]\nx: Frau+"):
+    for bad in (
+        "words without heading",
+        "[gender en]\nno colon here",
+        "[except en]\n(unclosed",
+        "[gender de]\nx: Frau+",
+    ):
         with pytest.raises(InputError):
             Lexicon(bad)
     assert "team" not in default_lexicon().groups

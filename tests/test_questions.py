@@ -23,9 +23,25 @@ from llmbook.questions import (
 
 KINDS = st.sampled_from(["function", "class", "module", "topic", "file"])
 PIECES = st.sampled_from(
-    ["Return the number of items.", "Raises ValueError if x.", "Parameters\n----------\n", "x : int\n    The size, by default 3.\n",
-     "Args:\n", "    y: how much of it", "Raises:\n    KeyError: If it is missing.", "Unlike `dict`, this grows.", "\n\n", "# Title\n",
-     "Examples\n--------\n>>> f(1)\n1", "Devolve a lista.", "NOMBRE\n  mv - mueve ficheros", "é", ".", "e.g. this", "Deprecated: use `g` instead."]
+    [
+        "Return the number of items.",
+        "Raises ValueError if x.",
+        "Parameters\n----------\n",
+        "x : int\n    The size, by default 3.\n",
+        "Args:\n",
+        "    y: how much of it",
+        "Raises:\n    KeyError: If it is missing.",
+        "Unlike `dict`, this grows.",
+        "\n\n",
+        "# Title\n",
+        "Examples\n--------\n>>> f(1)\n1",
+        "Devolve a lista.",
+        "NOMBRE\n  mv - mueve ficheros",
+        "é",
+        ".",
+        "e.g. this",
+        "Deprecated: use `g` instead.",
+    ]
 )
 
 
@@ -34,8 +50,13 @@ def function(text, language="en", **more):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.one_of(st.text(max_size=300), st.lists(PIECES, max_size=12).map(" ".join), st.lists(PIECES, max_size=12).map("\n".join)),
-       KINDS, st.sampled_from(["en", "pt-BR", "es", "de", ""]))
+@given(
+    st.one_of(
+        st.text(max_size=300), st.lists(PIECES, max_size=12).map(" ".join), st.lists(PIECES, max_size=12).map("\n".join)
+    ),
+    KINDS,
+    st.sampled_from(["en", "pt-BR", "es", "de", ""]),
+)
 def test_answers_are_verbatim_whatever_the_text(text, kind, language):
     document = Document(text, "a.b", kind, "p", "MIT", signature="a.b(x)", language=language)
     pairs = list(ask_document(document))
@@ -44,7 +65,18 @@ def test_answers_are_verbatim_whatever_the_text(text, kind, language):
     assert len(make_pairs([document], limit=3)) == min(3, len(pairs))
 
 
-@pytest.mark.parametrize("text", ["Return the " * 5000, "a" * 50000, "Raises ValueError " * 3000, "x : " * 10000, "`" * 20000, ". " * 20000, "NAME\n" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Return the " * 5000,
+        "a" * 50000,
+        "Raises ValueError " * 3000,
+        "x : " * 10000,
+        "`" * 20000,
+        ". " * 20000,
+        "NAME\n" * 5000,
+    ],
+)
 def test_long_repeated_text_ends(text):
     for kind in ("function", "file"):
         list(ask_document(Document(text, "f", kind, "p", "MIT")))
@@ -81,7 +113,11 @@ def test_harder_questions_come_last_and_do_not_change_the_others(documents):
     [
         ("Do it.\n\nRaises ValueError if the list is empty. More.", "error", "Raises ValueError if the list is empty."),
         ("Do it.\n\nRaises\n------\nKeyError\n    If it is missing.", "error", "KeyError\n    If it is missing."),
-        ("Do it.\n\nUnlike `other`, this keeps the order. More.", "comparison", "Unlike `other`, this keeps the order."),
+        (
+            "Do it.\n\nUnlike `other`, this keeps the order. More.",
+            "comparison",
+            "Unlike `other`, this keeps the order.",
+        ),
         ("Do it.\n\nThis is deprecated, use `g` from now on.", "instead", "This is deprecated, use `g` from now on."),
         ("Do it.\n\nArgs:\n    x: How many. By default 3 are taken.", "default", "By default 3 are taken."),
         ("Do it.\n\nExamples\n--------\n>>> f(1)\n1", "example", ">>> f(1)\n1"),
@@ -113,21 +149,40 @@ def test_orders(language, lead, order):
 
 
 def test_languages():
-    asked = [question for _, question, _ in ask_document(function("Remove um ficheiro do disco.\n\nRetorna:\n    O nome do ficheiro.", "pt-PT"))]
+    asked = [
+        question
+        for _, question, _ in ask_document(
+            function("Remove um ficheiro do disco.\n\nRetorna:\n    O nome do ficheiro.", "pt-PT")
+        )
+    ]
     assert "Como remover um ficheiro do disco?" in asked and "O que devolve f?" in asked
-    asked = [question for _, question, _ in ask_document(function("Muestra el contenido del fichero.\n\nLanza:\n    OSError si no existe.", "es"))]
+    asked = [
+        question
+        for _, question, _ in ask_document(
+            function("Muestra el contenido del fichero.\n\nLanza:\n    OSError si no existe.", "es")
+        )
+    ]
     assert "¿Cómo mostrar el contenido del fichero?" in asked and "¿Qué errores lanza f?" in asked
     assert keywords("Muestra los ficheros que están en la lista.", language="es") == "muestra archivos están lista"
     assert reword("Remover um elemento", "pt") == "apagar um item"
-    assert find_arguments("Faz.\n\nParâmetros\n----------\nx : int\n    O tamanho da caixa.") == {"x": "O tamanho da caixa."}
-    assert set(find_sections("Hace.\n\nDevuelve:\n    Una lista.\n\nEjemplos:\n    >>> f()")) == {"", "return", "example"}
+    assert find_arguments("Faz.\n\nParâmetros\n----------\nx : int\n    O tamanho da caixa.") == {
+        "x": "O tamanho da caixa."
+    }
+    assert set(find_sections("Hace.\n\nDevuelve:\n    Una lista.\n\nEjemplos:\n    >>> f()")) == {
+        "",
+        "return",
+        "example",
+    }
 
 
 def test_natural_questions_use_other_words():
     for lead in ("Return a copy of the array.", "Convert a string to an integer.", "Remove duplicates from a list."):
         asked = ask_naturally(lead)
         assert asked.endswith(("?", ".")) and word_overlap(asked, lead) <= 0.6
-    assert ask_naturally("Return the size of os.path.sep as numpy.Array.") in ("", ask_naturally("Return the size of os.path.sep as numpy.Array."))
+    assert ask_naturally("Return the size of os.path.sep as numpy.Array.") in (
+        "",
+        ask_naturally("Return the size of os.path.sep as numpy.Array."),
+    )
     assert ask_naturally("") == ask_naturally("This is no order.") == ""
     assert word_overlap("", "x") == 0 and word_overlap("How do I rename a file?", "Rename a file.") == 1
 

@@ -28,14 +28,28 @@ from llmbook.representation import (
 )
 
 TEXTS = {
-    "en": ["She told the judge about Kenya in 1999.", "The old man is a Muslim farmer.", "No one is here.", "You may go; we must stay."],
+    "en": [
+        "She told the judge about Kenya in 1999.",
+        "The old man is a Muslim farmer.",
+        "No one is here.",
+        "You may go; we must stay.",
+    ],
     "pt": ["A médica angolana disse que sim.", "O menino chegou em 1987.", "Nada."],
     "es": ["La jueza chilena habló con los niños.", "Según el ministro, quizás.", "Nada."],
     "de": ["Eine Frau lacht."],
 }
 DOCUMENTS = [
-    Document(text * (1 + i % 3), f"{language}{i}", "file", f"source {i % 4}", "MIT", language=language, collected=f"2024-0{1 + i % 9}-01")
-    for language, texts in TEXTS.items() for i, text in enumerate(texts * 3)
+    Document(
+        text * (1 + i % 3),
+        f"{language}{i}",
+        "file",
+        f"source {i % 4}",
+        "MIT",
+        language=language,
+        collected=f"2024-0{1 + i % 9}-01",
+    )
+    for language, texts in TEXTS.items()
+    for i, text in enumerate(texts * 3)
 ]
 
 
@@ -95,7 +109,11 @@ def test_different_ways_to_count_do_not_add():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), min_size=1, max_size=12).filter(lambda x: sum(a for a, _ in x)))
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), min_size=1, max_size=12).filter(
+        lambda x: sum(a for a, _ in x)
+    )
+)
 def test_divergences_equal_scipy(counts):
     p, q = map(numpy.array, zip(*counts, strict=True))
     assert kl_divergence(p, q) == pytest.approx(scipy.stats.entropy(p, q, base=2), abs=1e-9)
@@ -104,7 +122,10 @@ def test_divergences_equal_scipy(counts):
     assert 0 <= kl_divergence(q, p, smoothing=0.1) < math.inf
 
 
-@pytest.mark.parametrize("bad", [([], []), ([0, 0], [1, 1]), ([1, -1], [1, 1]), ([1, float("nan")], [1, 1]), ([1, 2], [1, 2, 3]), ([[1]], [[1]])])
+@pytest.mark.parametrize(
+    "bad",
+    [([], []), ([0, 0], [1, 1]), ([1, -1], [1, 1]), ([1, float("nan")], [1, 1]), ([1, 2], [1, 2, 3]), ([[1]], [[1]])],
+)
 def test_divergences_refuse(bad):
     for function in (kl_divergence, jensen_shannon):
         with pytest.raises(InputError):
@@ -159,9 +180,16 @@ def test_weights_are_clipped_and_zero_leaves_out():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 60), min_size=1), st.integers(0, 200), st.sampled_from([0, 0.3, 1, 2]), st.integers(1, 3))
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 60), min_size=1),
+    st.integers(0, 200),
+    st.sampled_from([0, 0.3, 1, 2]),
+    st.integers(1, 3),
+)
 def test_samples_keep_their_promises(sizes, count, alpha, repeats):
-    documents = [Document("x", f"{name}{i}", "file", name, "MIT", language=name) for name, n in sizes.items() for i in range(n)]
+    documents = [
+        Document("x", f"{name}{i}", "file", name, "MIT", language=name) for name, n in sizes.items() for i in range(n)
+    ]
     drawn = sample_documents(documents, count, alpha=alpha, repeats=repeats)
     assert len(drawn) == min(count, repeats * len(documents))
     assert max(Counter(d.id for d in drawn).values(), default=0) <= repeats
