@@ -190,7 +190,7 @@ def _where_it_ends(entry: _Entry, text: str, match: re.Match, language: str) -> 
     if entry.rest:
         more = entry.rest.match(text, end)
         end = more.end() if more else 0
-    if not end or not _has_its_capitals(entry, text, start, end):
+    if not end or _is_code(text, start, end) or not _has_its_capitals(entry, text, start, end):
         return 0
     before = text[max(0, start - 30) : start]
     return end if not entry.after or re.search(_DETERMINERS[language], before, re.I) else 0
@@ -209,7 +209,7 @@ def find_mentions(
     table, found, busy = lexicon.entries[language], [], {}
     for match in _WORD.finditer(text):
         for entry in table.get(match[0].lower(), ()):
-            if match.start() < busy.get(entry.dimension, 0) or _is_code(text, *match.span()):
+            if match.start() < busy.get(entry.dimension, 0):
                 continue
             if end := _where_it_ends(entry, text, match, language):
                 piece = text[match.start() : end]
@@ -257,7 +257,7 @@ def find_years(
     return [int(match["a"] or match["b"]) for match in _YEAR.finditer(text)]
 
 # %% ../nbs/01k_mentions.ipynb #ee0162db
-_NAMED = r"(?:[A-ZÀ-Þ][\w.]*[ ]?){1,3}"
+_NAMED = r"\b[A-ZÀ-Þ][\w.]{0,30}(?: [A-ZÀ-Þ][\w.]{0,30}){0,2}"  # bounded: no long search
 _SPEAKERS = {  # language → (a speaker, verbs of saying, words before a speaker)
     "en": (rf"(?:\b(?:[Ss]?[Hh]e|[Tt]hey|(?:[Tt]he|[Aa]n?|[Mm]y) (?:[a-z]+ )?[a-z]+)|{_NAMED})",
            "said|says|replied|explained|stated|added|claimed|argued|admitted|denied|warned",

@@ -428,7 +428,7 @@ _EVERYDAY = dict(
     rename/give_a_new_name_to replace/exchange replaced/exchanged request/question response/reply
     retrieve/get reverse/backwards row/line rows/lines sample/draw search/look_through
     separator/mark_in_between series/column_of_values socket/connection sort/put_in_order
-    sorted/put_in_order specified/that_I_name split/cut_up standard_deviation/spread start/beginning
+    sorted/put_in_order specified/that_I_name split/cut_up standard_deviation/spread 
     string/text strings/texts subset/part substring/piece_of_text sum/total tensor/block_of_numbers
     thread/worker timeout/deadline tuple/fixed_list type/kind unique/different valid/allowed
     value/entry values/entries variance/spread vector/row_of_numbers whitespace/blanks
@@ -439,9 +439,9 @@ _EVERYDAY = dict(
 # %% ../nbs/01m_questions.ipynb #a280dc64
 def _everyday(text: str) -> str:
     "The words of a phrase changed for what people say, without markup."
-    known = lambda match: _EVERYDAY.get(match[0].lower(), match[0])
+    known = lambda match: _EVERYDAY.get(match[0], match[0])
     plain = re.sub(r"\s*\([^)]*\)|,? (?:as|using|by|with|where|which) [^.]*$", "", _unmarked(text))
-    changed = re.sub(r"[A-Za-z]+", known, plain)
+    changed = re.sub(r"(?<![\w.])[a-z]+(?![\w(]|\.\w)", known, plain)  # no names, no identifiers
     return re.sub(r"\b([Aa])n?( [a-z])(?=[a-z])", _article, changed).strip(" ,")
 
 
