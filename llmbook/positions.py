@@ -379,7 +379,7 @@ def _read(model: PositionModel, windows: Tensor, **stretch) -> Tensor:
     logits = model(windows[:, :-1], **stretch).transpose(1, 2)
     return F.cross_entropy(logits, windows[:, 1:], reduction="none")
 
-
+# %% ../nbs/03a_positions.ipynb #0d5ff9bd
 def train_positions(
     text: str | Tensor,  # any text, or (n,) token ids
     kind: PositionKind,  # how the model knows where a token stands
