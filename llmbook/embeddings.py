@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['RELATIONS', 'cut_words', 'WordVectors', 'load_word_vectors', 'SkipGramSettings', 'train_skip_gram',
            'project_to_plane', 'draw_map', 'measure_analogies', 'read_token_vectors', 'cut_passages', 'conflate',
-           'ContextModel', 'train_context_model', 'contextual_vectors', 'measure_senses', 'plant_twins',
-           'neighbour_agreement', 'align_spaces', 'measure_alignment', 'describe_space', 'remove_common', 'whiten',
-           'find_twins']
+           'contextual_vectors', 'measure_senses', 'plant_twins', 'neighbour_agreement', 'align_spaces',
+           'measure_alignment', 'describe_space', 'remove_common', 'whiten', 'find_twins']
 
 # %% ../nbs/03b_embeddings.ipynb #7a728ca4
 import itertools
@@ -29,15 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # %% ../nbs/03b_embeddings.ipynb #c03e92cb
-from llmbook.core import (
-    CorruptFileError,
-    Drawing,
-    InputError,
-    atomic_write,
-    figure,
-    progress,
-    set_seed,
-)
+from .core import CorruptFileError, Drawing, InputError, atomic_write
+from .core import figure, progress, set_seed
 
 # %% ../nbs/03b_embeddings.ipynb #bb5f5038
 if TYPE_CHECKING:
@@ -117,6 +109,16 @@ def _unit(vectors: numpy.ndarray) -> numpy.ndarray:
     length = numpy.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / numpy.where(length > 0, length, 1)
 
+
+def _nearest(unit: numpy.ndarray, count: int) -> numpy.ndarray:
+    "(n, count) numbers of the nearest others of each vector, in any order, never all pairs at once."
+    found = numpy.empty((len(unit), count), numpy.int64)
+    for start in range(0, len(unit), 1024):
+        cosines = unit[start : start + 1024] @ unit.T
+        cosines[range(len(cosines)), range(start, start + len(cosines))] = -numpy.inf
+        found[start : start + 1024] = numpy.argpartition(-cosines, count, axis=1)[:, :count]
+    return found
+
 # %% ../nbs/03b_embeddings.ipynb #b69b1fc0
 @patch
 def neighbours(
@@ -167,7 +169,7 @@ def save(
     with atomic_write(path, "wb") as stream:
         stream.write(content)
 
-
+# %% ../nbs/03b_embeddings.ipynb #27bd736f
 def load_word_vectors(
     path: str | Path,  # written by `save`, by word2vec or by gensim in text form
 ) -> WordVectors:  # as saved
@@ -253,6 +255,20 @@ def _blocks_of_text(
         yield from zip(*(part.split(own.batch) for part in parts), strict=True)
 
 
+def _fit(
+    weights: list[Tensor], losses: Iterable[Tensor], rate: float, steps: int, label: str
+) -> None:
+    "Follow the losses, each computed after the step before it, at a rate that falls to zero."
+    optimiser = torch.optim.Adam(weights, rate, betas=(0.9, 0.99))
+    fall = lambda step: max(1 - step / steps, 0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, fall)
+    for loss in progress(losses, label, steps, "steps"):
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+
+# %% ../nbs/03b_embeddings.ipynb #2e4636ed
 def train_skip_gram(
     texts: Iterable[str | Sequence[str]],  # texts, or lists of words
     settings: SkipGramSettings = SkipGramSettings(),  # how
@@ -263,19 +279,18 @@ def train_skip_gram(
     inward = nn.Parameter((torch.rand(len(words), settings.d) - 0.5) / settings.d)
     outward = nn.Parameter(torch.zeros(len(words), settings.d))
     keep, noise = _keep_chances(counts, settings.thin), torch.from_numpy(counts**0.75)
+
+    def losses() -> Iterator[Tensor]:
+        "The mean loss of block after block."
+        for block, owner, reach in _blocks_of_text(ids, keep, settings):
+            centre, around = F.embedding(block, inward), F.embedding(block, outward)
+            right, times = _window_loss(centre, around, owner, reach)
+            pool = F.embedding(torch.multinomial(noise, settings.pool, replacement=True), outward)
+            wrong = _noise_loss(centre, times, pool, settings.negative)
+            yield (right + wrong) / times.sum().clamp(1)
+
     steps = settings.epochs * (int((keep * counts).sum()) // settings.batch + 1)
-    optimiser = torch.optim.Adam([inward, outward], settings.rate, betas=(0.9, 0.99))
-    fall = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(1 - step / steps, 0.01))
-    blocks = _blocks_of_text(ids, keep, settings)
-    for block, owner, reach in progress(blocks, "train word vectors", steps, "steps"):
-        centre, around = F.embedding(block, inward), F.embedding(block, outward)
-        loss, times = _window_loss(centre, around, owner, reach)
-        pool = F.embedding(torch.multinomial(noise, settings.pool, replacement=True), outward)
-        loss = (loss + _noise_loss(centre, times, pool, settings.negative)) / times.sum().clamp(1)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        fall.step()
+    _fit([inward, outward], losses(), settings.rate, steps, "train word vectors")
     return WordVectors(words, inward.detach().numpy(), counts)
 
 # %% ../nbs/03b_embeddings.ipynb #6e1a15dc
@@ -319,34 +334,24 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 
 RELATIONS = {  # language -> relation -> pairs
     "en": {
-        "plural": _pairs(
-            "file:files value:values array:arrays function:functions parameter:parameters "
-            "row:rows column:columns element:elements axis:axes matrix:matrices index:indices "
-            "class:classes method:methods object:objects string:strings point:points"
-        ),
-        "verb": _pairs(
-            "return:returns compute:computes create:creates raise:raises use:uses "
-            "contain:contains define:defines provide:provides specify:specifies apply:applies"
-        ),
-        "opposite": _pairs(
-            "minimum:maximum first:last lower:upper left:right start:end input:output "
-            "true:false positive:negative encode:decode compress:decompress increasing:decreasing "
-            "smallest:largest"
-        ),
+        "plural": _pairs("""file:files value:values array:arrays function:functions row:rows
+            parameter:parameters column:columns element:elements axis:axes matrix:matrices
+            index:indices class:classes method:methods object:objects string:strings"""),
+        "verb": _pairs("""return:returns compute:computes create:creates raise:raises use:uses
+            contain:contains define:defines provide:provides specify:specifies"""),
+        "opposite": _pairs("""minimum:maximum first:last lower:upper left:right start:end
+            input:output true:false positive:negative encode:decode compress:decompress
+            increasing:decreasing smallest:largest"""),
     },
     "pt": {
-        "plural": _pairs(
-            "arquivo:arquivos diretório:diretórios opção:opções comando:comandos nome:nomes "
-            "processo:processos valor:valores usuário:usuários pacote:pacotes linha:linhas"
-        ),
+        "plural": _pairs("""arquivo:arquivos diretório:diretórios opção:opções
+            comando:comandos nome:nomes processo:processos valor:valores usuário:usuários pacote:pacotes"""),
         "gender": _pairs("primeiro:primeira novo:nova mesmo:mesma outro:outra usado:usada"),
         "opposite": _pairs("entrada:saída primeiro:último máximo:mínimo antes:depois"),
     },
     "es": {
-        "plural": _pairs(
-            "archivo:archivos directorio:directorios opción:opciones programa:programas "
-            "proceso:procesos valor:valores usuario:usuarios paquete:paquetes línea:líneas"
-        ),
+        "plural": _pairs("""archivo:archivos directorio:directorios opción:opciones valor:valores
+            programa:programas proceso:procesos usuario:usuarios paquete:paquetes"""),
         "gender": _pairs("primero:primera nuevo:nueva mismo:misma otro:otra usado:usada"),
         "opposite": _pairs("entrada:salida primero:último máximo:mínimo antes:después"),
     },
@@ -433,94 +438,6 @@ def conflate(
     renamed = [[name[word][0] if word in name else word for word in part] for part in passages]
     return renamed, senses
 
-# %% ../nbs/03b_embeddings.ipynb #3872d181
-class ContextModel(nn.Module):
-    "Two recurrent networks that describe a place in a text by the words on both its sides."
-
-    def __init__(
-        self,
-        words: Sequence[str],  # its vocabulary
-        d: int = 64,  # width
-    ):
-        super().__init__()
-        self.number = {word: i for i, word in enumerate(words, 2)}  # 0 edge, 1 unknown
-        self.inward = nn.Embedding(len(words) + 2, d)
-        self.outward = nn.Parameter(torch.zeros(len(words) + 2, d))
-        self.left, self.right = (nn.LSTM(d, d, batch_first=True) for _ in range(2))
-        self.mix = nn.Linear(2 * d, d)
-
-    def to_ids(
-        self,
-        passages: Sequence[Sequence[str]],  # lists of words
-    ) -> Tensor:  # (b, t + 2) numbers, an edge before each passage and edges behind
-        "Number the words of passages."
-        rows = [torch.tensor([0, *(self.number.get(w, 1) for w in part), 0]) for part in passages]
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-    def forward(
-        self,
-        ids: Tensor,  # (b, t + 2) from `to_ids`
-    ) -> Tensor:  # (b, t, d) a vector per place, made without the word that stands there
-        "Describe every place by its context."
-        x = self.inward(ids)
-        before, after = self.left(x)[0][:, :-2], self.right(x.flip(1))[0].flip(1)[:, 2:]
-        return self.mix(torch.cat((before, after), -1))
-
-    @torch.no_grad()
-    def read(
-        self,
-        passages: Sequence[Sequence[str]],  # lists of words
-    ) -> list[numpy.ndarray]:  # (t, d) for each passage
-        "The contextual vectors of passages."
-        blocks = [passages[i : i + 256] for i in range(0, len(passages), 256)]
-        pairs = ((part, row) for block in blocks
-                 for part, row in zip(block, self(self.to_ids(block)), strict=True))
-        return [row[: len(part)].numpy() for part, row in pairs]
-
-# %% ../nbs/03b_embeddings.ipynb #06b50fcb
-def _guess_loss(
-    model: ContextModel, ids: Tensor, chances: Tensor, noise: Tensor, own: SkipGramSettings
-) -> Tensor:
-    "Mean loss of guessing each word of some passages against noise words."
-    context, wanted = model(ids).flatten(0, 1), ids[:, 1:-1].flatten()
-    times = chances[wanted]
-    drawn = torch.multinomial(noise, own.pool, replacement=True)
-    right = F.softplus(-(context * F.embedding(wanted, model.outward)).sum(1)) * times
-    wrong = _noise_loss(context, times, F.embedding(drawn, model.outward), own.negative)
-    return (right.sum() + wrong) / times.sum().clamp(1)
-
-
-def train_context_model(
-    passages: Sequence[Sequence[str]],  # lists of words, from `cut_passages`
-    start: WordVectors | None = None,  # vectors to begin with, of the same width
-    settings: SkipGramSettings = SkipGramSettings(epochs=3, rate=0.015, pool=256),  # no window
-) -> ContextModel:  # trained
-    "Learn to guess each word from the words on both sides (Melamud and others, 2016)."
-    words, counts, _ = _number_words([list(part) for part in passages], settings.minimum)
-    set_seed(settings.seed)
-    model = ContextModel(words, settings.d)
-    for word in words if start is not None else ():
-        if word in start:
-            model.inward.weight.data[model.number[word]] = torch.from_numpy(start[word])
-    edges = numpy.zeros(2)  # neither edges nor unknown words are guessed, or drawn as noise
-    keep = _keep_chances(counts, settings.thin)
-    chances = torch.from_numpy(numpy.concatenate((edges, keep))).float()
-    noise = torch.from_numpy(numpy.concatenate((edges, counts**0.75)))
-    size = max(settings.batch // 32, 1)  # passages per step
-    batches = [part for _ in range(settings.epochs)
-               for part in torch.randperm(len(passages)).split(size)]
-    optimiser = torch.optim.Adam(model.parameters(), settings.rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.rate, total_steps=len(batches)
-    )
-    for batch in progress(batches, "train context model"):
-        ids = model.to_ids([passages[i] for i in batch])
-        optimiser.zero_grad()
-        _guess_loss(model, ids, chances, noise, settings).backward()
-        optimiser.step()
-        schedule.step()
-    return model.eval()
-
 # %% ../nbs/03b_embeddings.ipynb #d51e2db7
 def contextual_vectors(
     model: str | Path | Callable,  # Hugging Face folder, or function: lists of words -> (t, d) each
@@ -569,8 +486,8 @@ def measure_senses(
     seed: int = 1,  # of the clusters and of the balance
 ) -> dict[str, float]:  # area: P(two of one sense closer than two of both); purity of 2 clusters
     "How well the two senses of a word separate, without a label (0.5 is chance)."
-    from scipy.stats import rankdata
     from sklearn.cluster import KMeans
+    from sklearn.metrics import roc_auc_score
 
     truth = numpy.asarray(senses)
     places = [numpy.flatnonzero(truth == sense) for sense in (0, 1)]
@@ -582,9 +499,7 @@ def measure_senses(
     chosen = numpy.concatenate([draw.choice(part, size, replace=False) for part in places])
     unit, truth = _unit(vectors[chosen] - vectors[chosen].mean(0)), truth[chosen]
     pairs = numpy.triu_indices(len(unit), 1)
-    same = truth[pairs[0]] == truth[pairs[1]]
-    ranks = rankdata((unit @ unit.T)[pairs].round(6))
-    area = (ranks[same].sum() - same.sum() * (same.sum() + 1) / 2) / same.sum() / (~same).sum()
+    area = roc_auc_score(truth[pairs[0]] == truth[pairs[1]], (unit @ unit.T)[pairs].round(6))
     found = KMeans(2, n_init=10, random_state=seed).fit_predict(unit) if unit.any() else truth * 0
     agreed = (found == truth).mean()
     return {"area": float(area), "purity": float(max(agreed, 1 - agreed))}
@@ -614,14 +529,10 @@ def neighbour_agreement(
     nearest: int = 10,  # neighbours to compare
 ) -> float:  # 0 to 1; two random spaces agree on nearest / (shared words - 1)
     "What share of a word's nearest shared words is the same in two spaces."
-    words, found = _shared(a, b), []
-    for space in (a, b):
-        unit = _unit(numpy.array([space[word] for word in words]))
-        cosines = unit @ unit.T
-        numpy.fill_diagonal(cosines, -numpy.inf)
-        found.append(numpy.argpartition(-cosines, nearest, axis=1)[:, :nearest])
-    same = [len(set(x) & set(y)) for x, y in zip(*map(numpy.ndarray.tolist, found), strict=True)]
-    return sum(same) / nearest / len(words)
+    words = _shared(a, b)
+    rows = (_unit(numpy.array([space[word] for word in words])) for space in (a, b))
+    pairs = zip(*(_nearest(unit, nearest).tolist() for unit in rows), strict=True)
+    return sum(len({*x} & {*y}) for x, y in pairs) / nearest / len(words)
 
 # %% ../nbs/03b_embeddings.ipynb #4be15e6c
 def align_spaces(
@@ -683,12 +594,7 @@ def describe_space(
     unit, n = _unit(vectors.astype(numpy.float64)), len(vectors)
     total = (unit.sum(0) ** 2).sum()
     energy = numpy.linalg.svd(unit, compute_uv=False) ** 2
-    named = numpy.zeros(n, numpy.int64)
-    for start in range(0, n, 1024):  # never all pairs at once
-        cosines = unit[start : start + 1024] @ unit.T
-        cosines[range(len(cosines)), range(start, start + len(cosines))] = -numpy.inf
-        best = numpy.argpartition(-cosines, nearest, axis=1)[:, :nearest]
-        named += numpy.bincount(best.ravel(), minlength=n)
+    named = numpy.bincount(_nearest(unit, nearest).ravel(), minlength=n)
     found = {
         "mean cosine of two words": float((total - (unit**2).sum()) / (n * n - n)),
         "energy of the common direction": float(energy[0] / energy.sum()),
