@@ -428,7 +428,7 @@ _EVERYDAY = dict(
     rename/give_a_new_name_to replace/exchange replaced/exchanged request/question response/reply
     retrieve/get reverse/backwards row/line rows/lines sample/draw search/look_through
     separator/mark_in_between series/column_of_values socket/connection sort/put_in_order
-    sorted/put_in_order specified/that_I_name split/cut_up standard_deviation/spread 
+    sorted/put_in_order specified/that_I_name split/cut_up standard_deviation/spread
     string/text strings/texts subset/part substring/piece_of_text sum/total tensor/block_of_numbers
     thread/worker timeout/deadline tuple/fixed_list type/kind unique/different valid/allowed
     value/entry values/entries variance/spread vector/row_of_numbers whitespace/blanks
@@ -466,7 +466,7 @@ def ask_naturally(
     return ""
 
 # %% ../nbs/01m_questions.ipynb #3faf5a5b
-_SENTENCE = re.compile(r"[^\s.!?][^.!?]*(?:[.!?](?=\S)[^.!?]*)*[.!?](?=\s|$)")
+_STOP_MARK = re.compile(r"[.!?](?=\s|$)")
 _ERROR = re.compile(
     r"(?:\b[Rr]aises? (?:an? )?(?::\w+:)?`{0,2}(?P<a>\w*(?:Error|Exception))\b"
     r"|(?P<b>\w*(?:Error|Exception)) (?:is|will be) (?:raised|thrown)\b)"
@@ -495,7 +495,11 @@ _MORE = {
 def _sentences(text: str) -> Iterator[str]:
     "Sentences, verbatim, within their paragraphs."
     for paragraph in re.split(r"\n\s*\n", text):
-        yield from (match[0] for match in _SENTENCE.finditer(paragraph))
+        start = 0
+        for mark in _STOP_MARK.finditer(paragraph):
+            if sentence := paragraph[start : mark.end()].lstrip().lstrip(".!?"):
+                yield sentence
+            start = mark.end()
 
 # %% ../nbs/01m_questions.ipynb #07fe0bf4
 def _ask_more(document: Document, sections: Mapping[str, str]) -> Asked:
