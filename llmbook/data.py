@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Scores', 'SPOKEN', 'BATCH', 'EARLY', 'COLUMNS', 'PAIR_COLUMNS', 'LEDGER_COLUMNS', 'CorpusSettings', 'source_state',
            'Batch', 'prepare_batch', 'prepare_all', 'TableWriter', 'build_corpus', 'load_split', 'load_pairs',
-           'stream_split', 'read_document', 'explain_text']
+           'stream_split', 'read_document', 'count_documents', 'explain_text']
 
 # %% ../nbs/01o_data.ipynb #bda09658
 import contextlib
@@ -277,7 +277,7 @@ def prepare_all(
 
 # %% ../nbs/01o_data.ipynb #550161ba
 COLUMNS = tuple(f.name for f in fields(Document))
-PAIR_COLUMNS = ("question", "answer", "document", "symbol")
+PAIR_COLUMNS = ("question", "answer", "document", "symbol", "form")
 LEDGER_COLUMNS = ("step", "what", "reason", "bytes", "count")
 _TYPES = {"changes": pyarrow.list_(pyarrow.string()), "bytes": pyarrow.int64(),
           "count": pyarrow.int64()}  # fmt: skip
@@ -592,6 +592,15 @@ def read_document(
             place -= count
         given = f"document {number} of `{split}`"
         raise InputError(given, f"0 to {file.metadata.num_rows - 1}", "take another number")
+
+
+def count_documents(
+    folder: str | Path,  # a corpus made by `build_corpus`
+    split: str,  # train, validation or test
+) -> int:  # how many rows
+    "Count the documents of a split without reading them."
+    with _open_table(Path(folder) / f"{split}.parquet") as file:
+        return file.metadata.num_rows
 
 
 def explain_text(

@@ -495,11 +495,9 @@ _MORE = {
 def _sentences(text: str) -> Iterator[str]:
     "Sentences, verbatim, within their paragraphs."
     for paragraph in re.split(r"\n\s*\n", text):
-        start = 0
-        for mark in _STOP_MARK.finditer(paragraph):
-            if sentence := paragraph[start : mark.end()].lstrip().lstrip(".!?"):
-                yield sentence
-            start = mark.end()
+        ends = [0, *(mark.end() for mark in _STOP_MARK.finditer(paragraph))]
+        cut = (paragraph[i:j].lstrip().lstrip(".!?") for i, j in itertools.pairwise(ends))
+        yield from filter(None, cut)
 
 # %% ../nbs/01m_questions.ipynb #07fe0bf4
 def _ask_more(document: Document, sections: Mapping[str, str]) -> Asked:
@@ -588,11 +586,11 @@ def _ask_harder(document: Document, sections: Mapping[str, str], lead: str) -> A
 def make_pairs(
     documents: Iterable[Document],  # of one split
     limit: int = 8,  # pairs per document
-) -> list[dict[str, str]]:  # question, answer (verbatim in the text), document (id), symbol
+) -> list[dict[str, str]]:  # question, answer (verbatim in the text), document (id), symbol, form
     "Questions that documents answer, each with the span that answers it."
     pairs = []
     for document in documents:
-        for _, question, answer in itertools.islice(ask_document(document), limit):
-            where = {"document": document.id, "symbol": document.symbol}
-            pairs.append({"question": question, "answer": answer, **where})
+        for form, question, answer in itertools.islice(ask_document(document), limit):
+            where = {"document": document.id, "symbol": document.symbol, "form": form}
+            pairs.append({"question": question, "answer": answer} | where)
     return pairs

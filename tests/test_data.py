@@ -312,7 +312,7 @@ def test_the_corpus_has_its_format(notes, tmp_path):
     frame = load_split(out, "train")
     assert list(frame.columns) == list(data.COLUMNS)
     assert not frame.isna().any().any() and frame.id.is_unique
-    assert list(load_pairs(out, "train").columns) == ["question", "answer", "document", "symbol"]
+    assert list(load_pairs(out, "train").columns) == list(data.PAIR_COLUMNS)
     card, croissant = read_json(out / "card.json"), read_json(out / "croissant.json")
     assert sum(card["numbers"]["documents"].values()) == 12
     assert "http://mlcommons.org/croissant/1.1" in croissant["conformsTo"]
