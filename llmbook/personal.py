@@ -423,6 +423,18 @@ def restore(
 
 
 @patch
+def forget(
+    self: Pseudonyms,
+    text: str,  # with pseudonyms
+) -> int:  # how many were known
+    "Erase what the pseudonyms in a text stand for; it takes effect in the file with `save`."
+    tags = {match[0] for match in _TAG.finditer(text)} & set(self._written)
+    for tag in tags:
+        del self._written[tag]
+    return len(tags)
+
+# %% ../nbs/01c_personal.ipynb #a31a63a0
+@patch
 def save(
     self: Pseudonyms,
     path: str | Path,  # of the sealed file
