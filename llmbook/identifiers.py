@@ -15,6 +15,7 @@ import re
 # %% ../nbs/01c_identifiers.ipynb #33650d2b
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 
 # %% ../nbs/01c_identifiers.ipynb #e9659702
 @dataclass(frozen=True, slots=True)
@@ -360,9 +361,10 @@ def find_schemes(
     kind: str = "national id",  # or passport
 ) -> Iterator[Identifier]:  # one scheme after the other; they may overlap
     "Find national numbers."
+    label_at = cache(partial(read_label, text))
     for scheme in SCHEMES:
         for match in scheme.form.finditer(text, low, high) if scheme.kind == kind else ():
-            label = read_label(text, *match.span())
+            label = label_at(*match.span())
             if scheme.fits(match[0], label):
                 sure = 1.0 if label in scheme.labels else 0.8
                 yield Identifier(*match.span(), kind, match[0], sure, scheme.name)
@@ -430,11 +432,16 @@ def _card_at(text: str, groups: list[tuple[int, int]]) -> Identifier | None:
         return None
     for last in range(len(groups), 0, -1):
         end = groups[last - 1][1]
+        if not 12 <= end - start <= 37:
+            continue
+        sizes = tuple(b - a for a, b in groups[:last])
+        usual, label = last == 1 or sizes in _USUAL, None
+        if not usual and (label := read_label(text, start, end)) != "card":
+            continue  # the sum over the digits comes last: it is the slowest
         number = re.sub("[^0-9]", "", text[start:end])
         if not RIGHT_EDGE.match(text, end) or not (issuer := _issuer(number)):
             continue
-        label, sizes = read_label(text, start, end), tuple(b - a for a, b in groups[:last])
-        usual = sizes in _USUAL or last == 1 and label not in WORDS_AGAINST
+        label = label or read_label(text, start, end)
         if label == "card" or usual and issuer != "unknown" and not (last == 1 and label):
             sure = 1.0 if label == "card" else 0.8
             return Identifier(start, end, "payment card", text[start:end], sure, issuer)

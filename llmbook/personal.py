@@ -202,11 +202,11 @@ def load_names_model(
     folder: str | Path,  # a token-classification model of Hugging Face with a label for persons
 ) -> Callable[[str], Iterable[tuple[int, int]]]:  # to be given as `names`
     "Make a finder of names from a model; it returns the start and the end of each."
-    from transformers import pipeline
-
     if not Path(folder).is_dir():
         do = "save a token-classification model there, or give `names=True`"
         raise InputError(f"no model in `{folder}`", "a folder with a model and its tokenizer", do)
+    from transformers import pipeline
+
     tagger = pipeline("token-classification", model=str(folder), aggregation_strategy="simple")
 
     def find(text: str) -> Iterator[tuple[int, int]]:
@@ -422,6 +422,18 @@ def restore(
     return _TAG.sub(lambda match: self._written.get(match[0], match[0]), text)
 
 
+@patch
+def forget(
+    self: Pseudonyms,
+    text: str,  # with pseudonyms
+) -> int:  # how many were known
+    "Erase what the pseudonyms in a text stand for; it takes effect in the file with `save`."
+    tags = {match[0] for match in _TAG.finditer(text)} & set(self._written)
+    for tag in tags:
+        del self._written[tag]
+    return len(tags)
+
+# %% ../nbs/01c_personal.ipynb #a31a63a0
 @patch
 def save(
     self: Pseudonyms,

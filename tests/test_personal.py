@@ -265,6 +265,11 @@ def test_the_sealed_file_opens_with_its_key_alone(tmp_path):
     other = Pseudonyms(b"k" * 32)
     other.load(tmp_path / "sealed")
     assert other.restore(hidden) == LETTERS["es"]
+    assert other.forget(hidden) == 4 and other.forget(hidden) == 0
+    other.save(tmp_path / "less")
+    again = Pseudonyms(b"k" * 32)
+    again.load(tmp_path / "less")
+    assert again.restore(hidden) == hidden, "what is forgotten is not in the file"
     with pytest.raises(PolicyError, match="does not open"):
         Pseudonyms(b"x" * 32).load(tmp_path / "sealed")
     raw = bytearray((tmp_path / "sealed").read_bytes())
