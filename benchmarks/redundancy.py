@@ -3,7 +3,8 @@
     python benchmarks/redundancy.py [RESULT.json] [--megabytes 4] [--rounds 3]
 
 Repeated spans: a dictionary of windows of 50 words, which marks the same words (checked).
-Contamination: sets of 13-grams of every document against an index of those of 500 items, of which 20 are planted; the same matches (checked).
+Contamination: sets of 13-grams of every document against an index of those of 500 items, of which 20 are planted;
+the same matches (checked).
 Semantic duplicates: all pairs by one matrix product; recall is the share of the pairs above the threshold of which
 at least one text is dropped by comparing within clusters.
 """

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 # %% ../nbs/01h_duplicates.ipynb #742ea82d
@@ -186,20 +187,21 @@ def _candidates(
     signatures: "numpy.ndarray | _Spool", bands: int, rows: int, reach: int = 16
 ) -> numpy.ndarray:
     "(pairs, 2) numbers of texts that agree on a band."
-    count, found = len(signatures), numpy.zeros(0, numpy.int64)
+    count, found, new = len(signatures), numpy.zeros(0, numpy.int64), []
     for band in range(bands):
         key = _band_keys(signatures, band, rows)
         order = numpy.argsort(key, kind="stable")
-        key, pairs = key[order], [found]
+        key = key[order]
         for step in range(1, reach + 1):
             same = numpy.flatnonzero(key[step:] == key[:-step])
-            pairs.append(order[same] * count + order[same + step])
+            new.append(order[same] * count + order[same + step])
             if not len(same):
                 break
         first = numpy.searchsorted(key, key)
         later = numpy.flatnonzero(first < numpy.arange(count))
-        pairs.append(order[first[later]] * count + order[later])
-        found = numpy.unique(numpy.concatenate(pairs))
+        new.append(order[first[later]] * count + order[later])
+        if band == bands - 1 or sum(map(len, new)) > max(len(found), 2**17):
+            found, new = numpy.unique(numpy.concatenate([found, *new])), []
     return numpy.stack(numpy.divmod(found, max(count, 1)), 1)
 
 # %% ../nbs/01h_duplicates.ipynb #5eee20f0
@@ -215,7 +217,7 @@ def _join(
         return i
 
     for i, j in pairs:
-        a, b = root(int(i)), root(int(j))
+        a, b = root(i), root(j)
         if a != b and (alike is None or alike(i, j)):
             parent[max(a, b)] = min(a, b)
     return numpy.array([root(i) for i in range(count)], numpy.int64)
@@ -395,7 +397,8 @@ def clusters(
         part = lru_cache(256)(lambda i: weigh(read(i)))
         alike = lambda i, j: _same(part(i), part(j), threshold)
     found = found[(numpy.diff(offsets)[found] > 0).all(1)]
-    return _join(found, len(self), alike)
+    pieces = (found[start : start + 4096].tolist() for start in range(0, len(found), 4096))
+    return _join(chain.from_iterable(pieces), len(self), alike)
 
 # %% ../nbs/01h_duplicates.ipynb #70eda47a
 def find_near_duplicates(

@@ -310,7 +310,7 @@ class Contamination:
     spans: tuple[tuple[int, int], ...]  # first and last characters in the document, in NFC
     text: str  # the longest of these spans
 
-
+# %% ../nbs/01i_redundancy.ipynb #1d3b4e91
 class _Grams:
     "The n-grams of a benchmark, to be looked up by hash."
 
@@ -372,7 +372,7 @@ def _spans(starts: Sequence[int], length: int) -> list[tuple[int, int]]:
             runs.append([start, start + length - 1])
     return [(first, last) for first, last in runs]
 
-
+# %% ../nbs/01i_redundancy.ipynb #52ceee88
 def _match(batch: list[str], start: int, known: _Grams, share: float) -> Iterator[Contamination]:
     "What a batch of documents holds of the benchmark."
     words, owners, places = hash_words([_fold(text) for text in batch])
