@@ -104,7 +104,7 @@ class WordVectors:
         "The vectors with length 1; a zero vector stays zero."
         return _unit(self.vectors)
 
-
+# %% ../nbs/03b_embeddings.ipynb #9a0fb93c
 def _unit(vectors: numpy.ndarray) -> numpy.ndarray:
     length = numpy.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / numpy.where(length > 0, length, 1)
@@ -345,7 +345,7 @@ RELATIONS = {  # language -> relation -> pairs
     },
     "pt": {
         "plural": _pairs("""arquivo:arquivos diretório:diretórios opção:opções
-            comando:comandos nome:nomes processo:processos valor:valores usuário:usuários pacote:pacotes"""),
+            comando:comandos nome:nomes processo:processos valor:valores usuário:usuários"""),
         "gender": _pairs("primeiro:primeira novo:nova mesmo:mesma outro:outra usado:usada"),
         "opposite": _pairs("entrada:saída primeiro:último máximo:mínimo antes:depois"),
     },
@@ -380,17 +380,18 @@ def measure_analogies(
     return rows
 
 # %% ../nbs/03b_embeddings.ipynb #768e30e7
-def _open_model(folder: str | Path, heads: bool) -> tuple["nn.Module", "PreTrainedTokenizerBase"]:
-    "(model, tokenizer) of a Hugging Face folder, with the heads it was saved with or without."
+def _open_model(folder: str | Path) -> tuple[nn.Module, "PreTrainedTokenizerBase"]:
+    "(model as it was saved, tokenizer) of a Hugging Face folder."
     import transformers
 
-    if not (Path(folder) / "config.json").is_file():
-        given = f"no config.json in `{folder}`"
-        raise InputError(given, "a folder with a Hugging Face model", "correct the path")
+    for pattern in ("config.json", "tokenizer.*|vocab.*|*.model"):  # transformers invents an empty one
+        if not any(found for part in pattern.split("|") for found in Path(folder).glob(part)):
+            given = f"no {pattern.replace('|', ' or ')} in `{folder}`"
+            raise InputError(given, "a Hugging Face model with its tokenizer", "correct the path")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        kind = (config.architectures or ["AutoModel"])[0] if heads else "AutoModel"
-        kind = getattr(transformers, kind, transformers.AutoModel)
+        name = (config.architectures or ["AutoModel"])[0]
+        kind = getattr(transformers, name, transformers.AutoModel)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return kind.from_pretrained(folder, local_files_only=True).float().eval(), tokenizer
     except (OSError, ValueError, KeyError) as error:
@@ -402,7 +403,7 @@ def read_token_vectors(
     folder: str | Path,  # of any Hugging Face model with its tokenizer
 ) -> tuple[WordVectors, WordVectors | None]:  # input and output table; none: it predicts no tokens
     "The vectors of the tokens of a language model, as it reads and as it predicts them."
-    model, tokenizer = _open_model(folder, heads=True)
+    model, tokenizer = _open_model(folder)
 
     def named(layer: nn.Module) -> WordVectors:
         "The rows that have a token; tables are often padded to a round number."
@@ -451,15 +452,20 @@ def contextual_vectors(
         given = f"`{word}` in none of {len(sentences)} sentences"
         raise InputError(given, "a word that occurs", "write it as `cut_words` does")
     read = model if callable(model) else _reader(model, layer)
-    return numpy.concatenate([
-        vectors[[i for i, found in enumerate(part) if found == word]]
+    found = numpy.concatenate([
+        vectors[[i for i, name in enumerate(part) if name == word]]
         for part, vectors in zip(cut, read(cut), strict=True)
     ])
+    if not numpy.isfinite(found).all():
+        given = f"no finite vector for some of {len(found)} times `{word}`"
+        raise InputError(given, "a word that the model's tokenizer keeps", "try another word")
+    return found
 
 
 def _reader(folder: str | Path, layer: int) -> Callable:
     "A function from lists of words to vectors, by a Hugging Face model."
-    model, tokenizer = _open_model(folder, heads=False)
+    model, tokenizer = _open_model(folder)
+    model = model.get_encoder() if model.config.is_encoder_decoder else model
 
     @torch.no_grad()
     def read(passages: Sequence[Sequence[str]]) -> list[numpy.ndarray]:
@@ -468,13 +474,17 @@ def _reader(folder: str | Path, layer: int) -> Callable:
             ends = numpy.cumsum([len(word) + 1 for word in part]) - 1
             given = tokenizer(" ".join(part), return_offsets_mapping=True, return_tensors="pt")
             places = given.pop("offset_mapping")[0].numpy()
-            given.pop("token_type_ids", None)
+            most = getattr(model.config, "max_position_embeddings", None)
+            if most and len(places) > most:
+                tokens = f"a sentence of {len(places)} tokens"
+                raise InputError(tokens, f"at most {most}", "cut it with `cut_passages`")
             states = model(**given, output_hidden_states=True).hidden_states[layer][0].numpy()
             own = [
                 (places[:, 0] < end) & (places[:, 1] > end - len(word))
                 for word, end in zip(part, ends, strict=True)
             ]
-            found.append(numpy.array([states[pieces].mean(0) for pieces in own]))
+            blank = numpy.full(states.shape[1], numpy.nan)
+            found.append(numpy.array([states[x].mean(0) if x.any() else blank for x in own]))
         return found
 
     return read
