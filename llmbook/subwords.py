@@ -25,7 +25,7 @@ from .tokenization import SPECIAL_TOKENS
 
 # %% ../nbs/02b_subwords.ipynb #c6a64fb3
 class PieceTokenizer:
-    "What tokenizers here share: `tokens` by id, `ids` by token, `unknown`; `len` is the vocabulary."
+    "What tokenizers here share: `tokens` by id, `ids` by token, `unknown`; `len`: their number."
 
     pieces: Callable[[str], list[str]]  # text → what gets an id each
     decode: Callable[[Iterable[int]], str]  # token ids → text
@@ -73,7 +73,7 @@ def spell_bytes(
     try:
         return [BYTE_NAMES[byte] for byte in text.encode("utf-8", "surrogateescape")]
     except UnicodeEncodeError as error:
-        given, do = f"half a character at place {error.start}", "read with errors='surrogateescape'"
+        given, do = f"half a character at {error.start}", "read with errors='surrogateescape'"
         raise InputError(given, "whole characters, or bytes that are not UTF-8", do) from None
 
 

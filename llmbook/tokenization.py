@@ -7,9 +7,10 @@ __all__ = ['END_OF_TEXT', 'SPECIAL_TOKENS', 'SPLIT_PATTERN', 'CHAT_TEMPLATE', 'b
            'train_textbook_bpe', 'split_words', 'count_words', 'train_bpe', 'bpe_encode', 'BytePairs', 'wrap_tokenizer',
            'train_tokenizer', 'TokenView', 'encode_plain', 'load_tokenizer', 'end_tokens', 'identify_tokenizer',
            'WordMemory', 'DocumentEncoder', 'choose_integer', 'write_shard', 'TokenShard', 'TokenizerSettings',
-           'EncodingSettings', 'build_tokenizer', 'encode_corpus', 'where']
+           'EncodingSettings', 'build_tokenizer', 'encode_corpus']
 
 # %% ../nbs/02a_tokenization.ipynb #90aa92bb
+import contextlib
 import functools
 import heapq
 import html
@@ -23,24 +24,18 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 # %% ../nbs/02a_tokenization.ipynb #bcd3f57d
 import numpy as np
 
 # %% ../nbs/02a_tokenization.ipynb #1999e3bd
-from llmbook.core import (
-    CorruptFileError,
-    InputError,
-    SettingsError,
-    hash_file,
-    hash_json,
-    progress,
-    read_json,
-    write_json,
-)
-from .data import count_documents, load_split, read_document
+from .core import CorruptFileError, InputError, SettingsError, available_cores
+from .core import hash_file, hash_json, progress, read_json, write_json
+from .data import load_split
 from .duplicates import SPLITS
+from .environment import _in_order
 
 # %% ../nbs/02a_tokenization.ipynb #3bf199fd
 if TYPE_CHECKING:
@@ -69,7 +64,7 @@ def spell_vocabulary(
 
 # %% ../nbs/02a_tokenization.ipynb #1c2e9e0b
 def _join(word: list[bytes], left: bytes, right: bytes) -> list[bytes]:
-    "Replace every neighbouring left, right by one piece."
+    # replace every neighbouring left, right by one piece
     joined, i = [], 0
     while i < len(word):
         both = word[i : i + 2] == [left, right]
@@ -104,11 +99,10 @@ SPLIT_PATTERN = (
 # %% ../nbs/02a_tokenization.ipynb #e47e5536
 @functools.cache
 def _splitter(ascii_only: bool) -> Any:
-    "The compiled pattern. Plain `re` is twice as fast as `regex`, but knows no Unicode classes."
+    # the compiled pattern. Plain `re` is twice as fast as `regex`, but knows no Unicode classes
     if ascii_only:
-        return re.compile(
-            SPLIT_PATTERN.replace(r"\p{L}", "A-Za-z").replace(r"\p{N}", "0-9"), re.ASCII
-        )
+        pattern = SPLIT_PATTERN.replace(r"\p{L}", "A-Za-z").replace(r"\p{N}", "0-9")
+        return re.compile(pattern, re.ASCII)
     import regex
 
     return regex.compile(SPLIT_PATTERN)
@@ -144,13 +138,13 @@ class _Pairs:
         self.push(places)
 
     def push(self, places: Mapping[tuple[int, int], set[int]]) -> None:
-        "Put pairs on the heap, each with the words where it stands."
+        # put pairs on the heap, each with the words where it stands
         for pair, where in places.items():
             if self.counts[pair] > 0:
                 heapq.heappush(self.heap, (-self.counts[pair], pair, where))
 
     def pop(self) -> tuple[tuple[int, int], set[int]] | None:
-        "The most frequent pair and its words; among equals the one with the smallest ids."
+        # the most frequent pair and its words; among equals the one with the smallest ids
         while self.heap:
             count, pair, where = heapq.heappop(self.heap)
             if -count == self.counts[pair]:
@@ -160,7 +154,7 @@ class _Pairs:
 
 # %% ../nbs/02a_tokenization.ipynb #63c42bf5
 def _join_ids(self: _Pairs, pair: tuple[int, int], where: set[int], new: int) -> None:
-    "Join a pair in the words where it stands, and correct the counts of its neighbours."
+    # join a pair in the words where it stands, and correct the counts of its neighbours
     (a, b), counts, touched = pair, self.counts, defaultdict(set)
     for index in where:
         word, times, i = self.words[index], self.times[index], 0
@@ -177,7 +171,7 @@ def _join_ids(self: _Pairs, pair: tuple[int, int], where: set[int], new: int) ->
 
 
 def _neighbours(word: list[int], i: int, a: int, b: int, new: int) -> Iterator[tuple]:
-    "The pairs that end and begin when `new` has taken the place of a, b at position i."
+    # the pairs that end and begin when `new` has taken the place of a, b at position i
     if i:
         yield (word[i - 1], a), (word[i - 1], new)
     if i + 1 < len(word):
@@ -188,12 +182,9 @@ _Pairs.join = _join_ids
 
 # %% ../nbs/02a_tokenization.ipynb #85e3f98d
 def _check_vocabulary(size: int) -> None:
-    least = 256 + len(SPECIAL_TOKENS)
-    if size < least:
-        raise SettingsError(
-            f"a vocabulary of {size} tokens", f"{least} or more: every byte, every special token",
-            "raise `tokenizer.vocabulary` in settings.ini",
-        )
+    if size < (least := 256 + len(SPECIAL_TOKENS)):
+        allowed = f"{least} or more: every byte, every special token"
+        raise SettingsError(f"a vocabulary of {size} tokens", allowed, "raise `vocabulary`")
 
 
 def train_bpe(
@@ -244,7 +235,64 @@ def bpe_encode(
         offer(i)
     return [part for part in parts if part]
 
+# %% ../nbs/02a_tokenization.ipynb #6da7f672
+class _LongWords:
+    "Encode a long word merge by merge, each everywhere at once."
+
+    def __init__(self, merges: Sequence[tuple[bytes, bytes]], ids: Mapping[bytes, int]):
+        self.bytes, self.none = np.array([ids[bytes([b])] for b in range(256)]), len(merges)
+        rows = [(ids[left], ids[right], ids[left + right]) for left, right in merges]
+        self.merges = np.array(rows, np.int64).reshape(-1, 3)
+        keys = self.merges[:, 0] << 32 | self.merges[:, 1]
+        self.order = np.append(np.argsort(keys), self.none)
+        self.keys = np.append(np.sort(keys), 2**62)
+
+    def rank(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        # the place of each pair in the order of merges
+        at = np.searchsorted(self.keys, key := left << 32 | right)
+        return np.where(self.keys[at] == key, self.order[at], self.none)
+
+# %% ../nbs/02a_tokenization.ipynb #812dcc4c
+def _encode_long(self: _LongWords, word: bytes) -> list[int] | None:
+    # token ids; none: a join offered an earlier merge, and the order of joins matters
+    places, n, now = np.arange(len(word)), len(word), -1
+    ids = np.append(self.bytes[np.frombuffer(word, np.uint8)], -1)
+    before, after = np.arange(-1, n), np.append(np.arange(1, n + 1), n)
+    ranks, waiting, heap = np.full(n + 1, self.none), defaultdict(list), []
+    while True:
+        ranks[places] = found = self.rank(ids[places], ids[after[places]])
+        if found.min(initial=self.none) < now:
+            return None
+        order = np.argsort(found, kind="stable")
+        places, found = places[order], found[order]
+        starts = np.flatnonzero(np.diff(found, prepend=-1))
+        for start, end in itertools.pairwise([*starts.tolist(), len(places)]):
+            if (rank := int(found[start])) not in waiting and rank < self.none:
+                heapq.heappush(heap, rank)
+            waiting[rank].append(places[start:end])
+        if not heap:
+            return ids[ids >= 0].tolist()
+        now = heapq.heappop(heap)
+        places = np.sort(np.concatenate(waiting.pop(now)))  # `np.unique` takes ten times as long
+        places = places[(ranks[places] == now) & (np.diff(places, prepend=-1) > 0)]
+        if self.merges[now, 0] == self.merges[now, 1]:  # in a run, every second place
+            index, beside = np.arange(len(places)), after[places[:-1]] == places[1:]
+            begin = np.maximum.accumulate(index * np.append(True, ~beside)[: len(places)])
+            places = places[(index - begin) % 2 == 0]
+        gone = after[places]
+        ids[places], ranks[places] = self.merges[now, 2], -1
+        ids[gone], ranks[gone], after[places] = -1, self.none, after[gone]
+        before[after[places]] = places
+        prior = before[places]  # their pairs have changed as well
+        places = np.append(places, prior[(prior >= 0) & (ranks[prior] >= 0)])
+
+
+_LongWords.encode = _encode_long
+
 # %% ../nbs/02a_tokenization.ipynb #f9e3e3c6
+_BYTES = ("utf-8", "surrogateescape")
+
+
 class BytePairs:
     "A byte-level BPE tokenizer made of merges."
 
@@ -255,18 +303,27 @@ class BytePairs:
         self.tokens, self.known = spell_vocabulary(merges), {}
         self.ids = {token: i for i, token in enumerate(self.tokens)}
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self.long = _LongWords(merges, self.ids)
+
+    def encode_word(
+        self,
+        word: bytes,  # one pre-token
+    ) -> list[int]:  # token ids
+        "Turn a word into ids: by a heap, or if it is long merge by merge."
+        ids = self.long.encode(word) if len(word) > 20_000 else None
+        return [self.ids[part] for part in bpe_encode(word, self.ranks)] if ids is None else ids
 
     def encode(
         self,
         text: str | bytes,  # anything; names of special tokens in it are only text
     ) -> list[int]:  # token ids
         "Turn text into ids."
-        if isinstance(text, bytes):
-            text = text.decode("utf-8", "surrogateescape")
-        words = split_words(text)
+        words = split_words(text if isinstance(text, str) else text.decode(*_BYTES))
         for word in set(words) - self.known.keys():
-            parts = bpe_encode(word.encode("utf-8", "surrogateescape"), self.ranks)
-            self.known[word] = [self.ids[part] for part in parts]
+            try:
+                self.known[word] = self.encode_word(word.encode(*_BYTES))
+            except UnicodeEncodeError:
+                raise InputError(f"half a character in {word[:20]!r}", "text or bytes") from None
         return list(itertools.chain.from_iterable(map(self.known.__getitem__, words)))
 
     def decode(
@@ -294,7 +351,7 @@ CHAT_TEMPLATE = """\
 
 # %% ../nbs/02a_tokenization.ipynb #b1d1487c
 def _untrained() -> "Tokenizer":
-    "An empty byte-level BPE tokenizer that splits by our pattern."
+    # an empty byte-level BPE tokenizer that splits by our pattern
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated")
@@ -306,7 +363,7 @@ def _untrained() -> "Tokenizer":
 
 
 def wrap_tokenizer(
-    tokenizer: "Tokenizer",  # of the `tokenizers` library, with the special tokens in its vocabulary
+    tokenizer: "Tokenizer",  # its vocabulary has the special tokens
     unknown: str | None = None,  # its token for what it does not know, if it has one
 ) -> "PreTrainedTokenizerFast":  # ready for `apply_chat_template` and `save_pretrained`
     "Give a tokenizer the special tokens and the chat template."
@@ -355,10 +412,9 @@ class TokenView:
 
     def _repr_html_(self) -> str:
         colours = ("#d9e8f5", "#fbe3d0", "#d5efe4", "#f6e2ee")
-        spans = "".join(
-            f'<span style="background:{colours[i % 4]};color:#000">{html.escape(piece)}</span>'
-            for i, piece in enumerate(self.pieces)
-        )
+        mark = '<span style="background:{};color:#000">{}</span>'.format
+        pieces = map(html.escape, self.pieces)
+        spans = "".join(mark(colours[i % 4], piece) for i, piece in enumerate(pieces))
         return f'<pre style="white-space:pre-wrap">{spans}</pre>{self.count} tokens'
 
 # %% ../nbs/02a_tokenization.ipynb #2746ba41
@@ -371,6 +427,8 @@ def encode_plain(
     before, backend.encode_special_tokens = backend.encode_special_tokens, True
     try:
         return [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    except TypeError:
+        raise InputError("no text, or half a character in it", "texts; whole characters") from None
     finally:
         backend.encode_special_tokens = before
 
@@ -383,10 +441,8 @@ def load_tokenizer(
 
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file():
-        raise InputError(
-            f"no tokenizer.json in `{folder}`", "a folder written by `save_pretrained`",
-            "train one with `train_tokenizer`, or correct the path",
-        )
+        do = "train one with `train_tokenizer`, or correct the path"
+        raise InputError(f"no tokenizer.json in `{folder}`", "one of `save_pretrained`", do)
     read_json(folder / "tokenizer.json")
     return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
 
@@ -434,9 +490,8 @@ class WordMemory:
         ids = np.fromiter(itertools.chain.from_iterable(rows), np.int64, ends[-1])
         if len(self.known) > self.capacity:
             self.known.clear()
-        for word in new:
-            if len(word) > 100:
-                self.known.pop(word, None)
+        for word in [word for word in new if len(word) > 100]:
+            self.known.pop(word, None)
         return ids, ends
 
 # %% ../nbs/02a_tokenization.ipynb #31c98e17
@@ -470,23 +525,39 @@ def choose_integer(
     return "<u2" if vocabulary <= 2**16 else "<u4"
 
 
+@functools.lru_cache(1)
+def _open_encoder(model: str, end: int) -> DocumentEncoder:
+    # one encoder per process: a worker opens the tokenizer once and keeps its memory of words
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(model)
+    return DocumentEncoder(SimpleNamespace(backend_tokenizer=backend, eos_token_id=end))
+
+
+def _encode_batch(model: str, end: int, kind: str, texts: Sequence[str]) -> tuple:
+    # ids in their type, where documents begin, bytes of text
+    ids, begins = _open_encoder(model, end).encode(texts)
+    return ids.astype(kind), begins, _count_bytes(texts)
+
+# %% ../nbs/02a_tokenization.ipynb #216ee110
 def write_shard(
     tokenizer: "PreTrainedTokenizerFast",  # gives the ids
     batches: Iterable[Sequence[str]],  # documents of one split, in order
     folder: Path,  # receives SPLIT.bin and SPLIT.documents.npy
     split: str,  # train, validation or test
+    workers: int = 1,  # processes that encode; the shard is the same for any number
 ) -> dict[str, int]:  # tokens, documents, bytes of text
     "Write every document, followed by `<|endoftext|>`, as one flat file of ids."
-    encoder, kind = DocumentEncoder(tokenizer), choose_integer(len(tokenizer))
+    model, kind = tokenizer.backend_tokenizer.to_str(), choose_integer(len(tokenizer))
+    encode = functools.partial(_encode_batch, model, tokenizer.eos_token_id, kind)
     starts, tokens, size = [np.zeros(0, np.int64)], 0, 0
     partial = folder / f".{split}.bin.partial"
     with open(partial, "wb") as stream:
-        for texts in batches:
-            ids, begins = encoder.encode(texts)
-            ids.astype(kind).tofile(stream)
+        for ids, begins, count in _in_order(encode, batches, workers):
+            ids.tofile(stream)
             starts.append(tokens + begins)
             tokens += len(ids)
-            size += _count_bytes(texts)
+            size += count
         stream.flush()
         os.fsync(stream.fileno())
     np.save(folder / f"{split}.documents.npy", np.concatenate(starts))
@@ -517,24 +588,19 @@ class TokenShard:
             _open_array(folder / f"{split}.documents.npy", np.dtype("<i8"), entry["documents"], 128)
         )
         if tokenizer is not None and identify_tokenizer(tokenizer) != self.tokenizer:
-            raise InputError(
-                f"`{folder}` was encoded by another tokenizer",
-                f"the one named {self.tokenizer[:12]}…",
-                "encode the corpus again with this tokenizer, or open the other one",
-            )
+            given, do = f"`{folder}` was encoded by another tokenizer", "encode it again"
+            raise InputError(given, f"the one named {self.tokenizer[:12]}…", do)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 # %% ../nbs/02a_tokenization.ipynb #e0d441be
 def _open_array(path: Path, kind: np.dtype, count: int, header: int) -> np.ndarray:
-    "Map the integers of a file; refuse one that is shorter or longer than was written."
-    size = path.stat().st_size if path.is_file() else 0
-    if size != header + count * kind.itemsize:
-        raise CorruptFileError(
-            f"`{path}` has {size:,} bytes", f"{header + count * kind.itemsize:,}",
-            "delete the folder and encode the corpus again",
-        )
+    # map the integers of a file; refuse one that is shorter or longer than was written
+    size, whole = path.stat().st_size if path.is_file() else 0, header + count * kind.itemsize
+    if size != whole:
+        do = "delete the folder and encode the corpus again"
+        raise CorruptFileError(f"`{path}` has {size:,} bytes", f"{whole:,}", do)
     return np.memmap(path, kind, "r", header) if count else np.zeros(0, kind)
 
 # %% ../nbs/02a_tokenization.ipynb #a83fae26
@@ -556,10 +622,12 @@ class EncodingSettings:
     "How the corpus becomes token shards."
 
     batch: int = 1000  # documents encoded and written at a time; ≥ 1
+    workers: int = 0  # processes that encode; 0: one per core if there are over 20 MB of text
 
     def __post_init__(self):
-        if self.batch < 1:
-            raise SettingsError(f"batch = {self.batch}", "a whole number from 1 on")
+        if self.batch < 1 or self.workers < 0:
+            given = f"batch = {self.batch}, workers = {self.workers}"
+            raise SettingsError(given, "1 or more, 0 or more")
 
 # %% ../nbs/02a_tokenization.ipynb #d304cf0f
 def build_tokenizer(
@@ -570,8 +638,7 @@ def build_tokenizer(
     "Stage `tokenizer`: train on a sample of the training split."
     read = lambda split: load_split(inputs["corpus"], split)["text"].tolist()
     texts = read("train")
-    step = max(1, round(sum(map(len, texts)) / (settings.sample_megabytes * 1e6)))
-    sample = texts[::step]
+    sample = texts[:: max(1, round(sum(map(len, texts)) / (settings.sample_megabytes * 1e6)))]
     tokenizer = train_tokenizer(sample, settings.vocabulary)
     tokenizer.save_pretrained(output)
     heldout = read("validation") or sample[:100]
@@ -603,42 +670,17 @@ def encode_corpus(
         texts = load_split(inputs["corpus"], split)["text"].tolist()
         parts = range(0, len(texts), settings.batch)
         batches = (texts[i : i + settings.batch] for i in progress(parts, f"tokens of {split}"))
-        done[split] = write_shard(tokenizer, batches, output, split) | {"source": source}
+        workers = settings.workers or (available_cores() if sum(map(len, texts)) > 2e7 else 1)
+        done[split] = write_shard(tokenizer, batches, output, split, workers) | {"source": source}
         kind = choose_integer(len(tokenizer))
         meta = {"dtype": kind, "vocabulary": len(tokenizer), "tokenizer": name, "splits": done}
         write_json(path, meta)
     if not done["train"]["tokens"]:
         raise InputError("the training split is empty", "at least one document of text")
-    return {
-        split: {name: done[split][name] for name in ("tokens", "documents", "bytes")}
-        for split in SPLITS
-    }
+    return {split: {k: v for k, v in done[split].items() if k != "source"} for split in SPLITS}
 
 
 def _is_whole(folder: Path, split: str) -> bool:
-    try:
-        TokenShard(folder, split)
-    except (CorruptFileError, InputError):
-        return False
-    return True
-
-# %% ../nbs/02a_tokenization.ipynb #26e65eda
-def where(
-    position: int,  # of a token in the shard, from 0
-    tokens: str | Path,  # folder written by `encode_corpus`
-    corpus: str | Path,  # folder written by `build_corpus`, from which the tokens were made
-    split: str = "train",  # train, validation or test
-) -> dict[str, Any]:  # document, source, licence, changes, …, and the token's place in its document
-    "Trace a token to its document; raise `InputError` if it is none, or the corpus another one."
-    shard = TokenShard(tokens, split)
-    if not 0 <= position < len(shard):
-        given = f"position {position} of `{split}`"
-        raise InputError(given, f"0 to {len(shard) - 1}", "take another position")
-    count = count_documents(corpus, split)
-    if count != len(shard.documents):
-        given = f"`{corpus}` has {count} documents, the shard {len(shard.documents)}"
-        raise InputError(given, "the corpus that was encoded", "name its folder")
-    number = int(np.searchsorted(shard.documents, position, side="right")) - 1
-    found = read_document(corpus, split, number)
-    place = {"document": number, "token": position - int(shard.documents[number])}
-    return place | {name: value for name, value in found.items() if value not in ("", None)}
+    with contextlib.suppress(CorruptFileError, InputError):
+        return bool(TokenShard(folder, split).vocabulary)
+    return False

@@ -94,7 +94,8 @@ def _count_spans(letters: _Letters, times: np.ndarray, longest: int) -> Iterator
 def _seed_pieces(letters: _Letters, times: np.ndarray, longest: int, most: int) -> np.ndarray:
     # (places, lengths, counts) of the substrings to begin with, the longest first
     found = []
-    for shorter, longer in itertools.pairwise(_count_spans(letters, times, longest + 1)):
+    both = itertools.pairwise(_count_spans(letters, times, longest + 1))
+    for shorter, longer in itertools.islice(both, longest):
         length, places, _, first, which, count = shorter
         grown = np.zeros(len(count))  # the highest count of a substring with one letter more
         np.maximum.at(grown, which[np.searchsorted(places, longer[1])], longer[5][longer[4]])

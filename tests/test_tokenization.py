@@ -1,5 +1,6 @@
 """Tokenization on what a page should not carry: any bytes, long runs, kills, damage, other people's tokenizers."""
 
+import itertools
 import json
 import os
 import pydoc_data.topics
@@ -22,6 +23,7 @@ from llmbook.tokenization import (
     EncodingSettings,
     TokenizerSettings,
     TokenShard,
+    bpe_encode,
     build_tokenizer,
     byte_letters,
     encode_corpus,
@@ -111,6 +113,73 @@ def test_textbook_and_library_and_ours_agree_on_real_text():
     assert train_textbook_bpe([w.encode() for w in split_words(TEXTS[3])], 50) == train_bpe(TEXTS[3:4], 312)[:50]
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=60), max_size=4))
+def test_ours_encodes_every_script_as_the_library(tokenizer, ours, texts):
+    ids, _ = DocumentEncoder(tokenizer).encode(texts)
+    assert ids.tolist() == [i for text in texts for i in [*ours.encode(text), 0]]
+    assert [ours.encode(text) for text in texts] == encode_plain(tokenizer, texts)
+
+
+HOSTILE = [
+    "a\u0301\u0323" * 40, "👩\u200d👧\u200d👦🏽❤\ufe0f" * 9, "🇧🇷🇪🇸🏴\U000e0067\U000e007f", "\u00a0\u2003\u3000 \t\u200b\ufeff x",
+    "\r\n\n \n\t\r", "<|endoftext|><|end|><|x|>", "'S'ſ'll'LL ’s", "1234567890" * 30, "-=" * 300, "日本語テキスト" * 50,
+    "".join(chr(i) for i in range(0x3000) if not 0xD800 <= i < 0xE000 and chr(i).isprintable()),
+]  # fmt: skip
+
+
+def test_hostile_texts_come_back_with_the_ids_of_the_library(tokenizer, ours):
+    random.seed(1)
+    for _ in range(300):
+        text = "".join(random.choices(HOSTILE, k=3))
+        start = random.randrange(len(text))
+        piece = text[start : start + 400]
+        assert ours.decode(ours.encode(piece)).decode() == piece
+        assert ours.encode(piece) == encode_plain(tokenizer, [piece])[0]
+        torn = piece.encode()[1:-1] + random.randbytes(3)
+        assert ours.decode(ours.encode(torn)) == torn
+
+
+def test_long_words_are_encoded_as_by_the_heap(ours):
+    random.seed(2)
+    for _ in range(200):
+        letters = random.choice(["ab", "the an", "-=", "etaoinshrdlu", "é日-a"])
+        word = "".join(random.choices(letters, k=random.choice([1, 2, 3, 50, 1500]))).encode()
+        word = random.choice([word, random.randbytes(len(word)), word[:1] * len(word)])
+        assert ours.long.encode(word) == [ours.ids[part] for part in bpe_encode(word, ours.ranks)]
+
+
+def test_a_piece_made_by_two_merges_goes_back_to_the_heap():
+    joins = [("a", "a"), ("aa", "a"), ("aaa", "a"), ("aaaa", "b"), ("aa", "aa"), ("b", "aa")]
+    twice = BytePairs([(left.encode(), right.encode()) for left, right in joins])
+    went_back = 0
+    for word in map(bytes, itertools.product(b"ab", repeat=9)):
+        ids = twice.long.encode(word)
+        went_back += ids is None
+        assert ids in ([twice.ids[part] for part in bpe_encode(word, twice.ranks)], None)
+    assert went_back and twice.long.encode(b"aaaab") is None
+    long = b"aaaab" * 10_000
+    assert twice.encode_word(long) == [twice.ids[part] for part in bpe_encode(long, twice.ranks)]
+
+
+@pytest.mark.parametrize("bad", ["a\ud83d", "\ud800"])
+def test_half_characters_are_refused_with_advice(tokenizer, ours, bad):
+    for function in (ours.encode, lambda text: encode_plain(tokenizer, [text]), lambda text: DocumentEncoder(tokenizer).encode([text])):
+        with pytest.raises(InputError, match="half a character"):
+            function(bad)
+    assert encode_plain(tokenizer, ["<|end|>"])[0][0] > 5  # the tokenizer is as it was
+
+
+def test_any_number_of_workers_writes_the_same_shards(corpus, tmp_path):
+    inputs, output, _ = corpus
+    numbers = encode_corpus(EncodingSettings(batch=3, workers=1), inputs, output)
+    (tmp_path / "two").mkdir()
+    assert encode_corpus(EncodingSettings(batch=5, workers=2), inputs, tmp_path / "two") == numbers
+    for path in output.glob("*.*"):
+        if path.suffix in (".bin", ".npy"):
+            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
 @pytest.mark.parametrize("run", ["a", "-", " ", "\n", "\n ", "é", "ab", "'", "1"])
 def test_no_quadratic_worst_case(ours, tokenizer, run):
     text = run * 100_000  # a quadratic encoder would be at it for hours
@@ -186,12 +255,12 @@ def test_resume_keeps_whole_splits_but_not_those_of_another_tokenizer_or_text(co
     written = []
     write = tokenization.write_shard
 
-    def dies_at_test(tokenizer, batches, folder, split):
+    def dies_at_test(tokenizer, batches, folder, split, workers):
         if split == "test" and not written.count("test"):
             written.append("test")
             raise KeyboardInterrupt
         written.append(split)
-        return write(tokenizer, batches, folder, split)
+        return write(tokenizer, batches, folder, split, workers)
 
     monkeypatch.setattr(tokenization, "write_shard", dies_at_test)
     with pytest.raises(KeyboardInterrupt):
