@@ -329,6 +329,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'llmbook.data': { 'llmbook.data.Batch': ('data.html#batch', 'llmbook/data.py'),
                               'llmbook.data.CorpusSettings': ('data.html#corpussettings', 'llmbook/data.py'),
                               'llmbook.data.CorpusSettings.__post_init__': ('data.html#corpussettings.__post_init__', 'llmbook/data.py'),
+                              'llmbook.data.CorpusSettings.duplicates': ('data.html#corpussettings.duplicates', 'llmbook/data.py'),
                               'llmbook.data.TableWriter': ('data.html#tablewriter', 'llmbook/data.py'),
                               'llmbook.data.TableWriter.__init__': ('data.html#tablewriter.__init__', 'llmbook/data.py'),
                               'llmbook.data.TableWriter._flush': ('data.html#tablewriter._flush', 'llmbook/data.py'),

@@ -79,8 +79,9 @@ class CorpusSettings:
     opt_out: str = ""  # file of rules: what its owners do not want to be used
     statements: str = ""  # JSON file: what only a person can say about the corpus
     whole: tuple[str, ...] = ("python", "numpy")  # distributions that keep every text, twins too
-    likeness: Literal["jaccard", "containment"] = "jaccard"  # containment finds parts and frames
-    near_duplicate_threshold: float = 0.8  # likeness that counts as equal, 0 to 1
+    likeness: Literal["auto", "jaccard", "containment"] = "auto"  # auto: containment, which finds
+    # parts and frames too, but jaccard for documentation, where different things are said alike
+    near_duplicate_threshold: float | None = None  # likeness that counts as equal; none: the usual
     leakage_threshold: float = 0.5  # likeness from which texts stay on one side, 0 to 1
     validation_share: float = 0.05  # of the bytes, 0 to 0.5
     test_share: float = 0.05  # of the bytes, 0 to 0.5
@@ -91,11 +92,20 @@ class CorpusSettings:
         ranges = {"max_megabytes": 1e9, "near_duplicate_threshold": 1, "leakage_threshold": 1,
                   "validation_share": 0.5, "test_share": 0.5, "language_threshold": 1}  # fmt: skip
         for name, highest in ranges.items():
-            if not 0 < (value := getattr(self, name)) <= highest:
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= highest:
                 allowed = f"more than 0, at most {highest:g}"
                 raise SettingsError(f"`corpus.{name} = {value}`", allowed, "change the setting")
         if self.workers < 0:
             raise SettingsError(f"`corpus.workers = {self.workers}`", "0 or more")
+
+    @property
+    def duplicates(self) -> tuple[str, float, int]:
+        "Likeness, threshold and words per shingle for the removal of near-duplicates."
+        usual = "jaccard" if self.source == "environment" else "containment"
+        likeness = usual if self.likeness == "auto" else self.likeness
+        threshold, width = LIKENESSES[likeness]
+        return likeness, self.near_duplicate_threshold or threshold, width
 
 # %% ../nbs/01o_data.ipynb #2e87a9ac
 def source_state(
@@ -230,8 +240,8 @@ def prepare_batch(
         else:
             document.sha256 = hash_text(document.text)
             kept.append(document)
-    width = LIKENESSES[settings.likeness][1]
-    hashed = DuplicateFinder.prepare([document.body for document in kept], width=width)
+    bodies, width = [document.body for document in kept], settings.duplicates[2]
+    hashed = DuplicateFinder.prepare(bodies, width=width)
     return Batch(kept, hashed, rows, ledger.steps, refused, scores)
 
 # %% ../nbs/01o_data.ipynb #a8d63931
@@ -414,7 +424,8 @@ def _place(
     spool: _Spool, settings: CorpusSettings, leaks: Iterable[int]
 ) -> tuple[numpy.ndarray, list[str]]:
     "(first of its cluster, split or empty) of each document of the first pass."
-    first = spool.finder.clusters(settings.near_duplicate_threshold, settings.likeness)
+    likeness, threshold, _ = settings.duplicates
+    first = spool.finder.clusters(threshold, likeness)
     keep = (first == numpy.arange(len(first))) | numpy.array(spool.whole, bool)
     keep[list(leaks)] = False
     alike = spool.finder.clusters(settings.leakage_threshold)
@@ -509,7 +520,7 @@ def build_corpus(
 ) -> dict:  # counts and bytes
     "Make a corpus: read, clean, redact, license, de-duplicate, split, ask, describe."
     stated = check_statements(read_json(settings.statements) if settings.statements else {})
-    spool, tally = _Spool(output / ".spool", LIKENESSES[settings.likeness][1]), Tally()
+    spool, tally = _Spool(output / ".spool", settings.duplicates[2]), Tally()
     lines = TableWriter(output / "ledger.parquet", LEDGER_COLUMNS)
     ledger = Ledger(sink=lambda row: lines.add([row]))
     _collect(settings, ledger, spool, tally)

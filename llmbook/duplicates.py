@@ -345,7 +345,7 @@ _LEAST, _EQUAL = 0.1, 0.9  # part of the longer text worth speaking of; equal wh
 
 def _count_holders(shingles: _Spool, total: int) -> numpy.ndarray:
     "How many texts hold each hash, by its lowest bits."
-    holders = numpy.zeros(1 << min((8 * total + 1).bit_length(), 26), numpy.uint32)
+    holders = numpy.zeros(1 << min((8 * total + 1).bit_length(), 24), numpy.uint32)
     for start in range(0, total, 2**17):
         part = shingles[start : start + 2**17][:, 0]
         places = (part & numpy.uint64(len(holders) - 1)).astype(numpy.int64)
