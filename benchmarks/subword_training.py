@@ -14,6 +14,7 @@ import gzip
 import io
 import json
 import math
+import re
 import statistics
 import sysconfig
 import tempfile
@@ -60,7 +61,8 @@ def take(texts: Iterable[str], megabytes: float) -> list[str]:
     found, size = [], 0
     for text in texts:
         if size < megabytes * 1e6:
-            found.append(text.encode("utf-8", "replace").decode().replace("\r", "").replace("\n", "⏎"))
+            clean = text.encode("utf-8", "replace").decode().replace("\r", "").replace("\n", "⏎")
+            found.append(re.sub(r"[^\S ]", " ", clean))  # a word of sentencepiece's file holds no other space
             size += len(found[-1].encode())
     return found
 

@@ -237,7 +237,7 @@ def remember_words(
     memory.update({word: tokenizer.cut_word(word) for word in set(words) - memory.keys()})
     return list(itertools.chain.from_iterable(map(memory.__getitem__, words)))
 
-
+# %% ../nbs/02b_subwords.ipynb #31806849
 class WordPiece(PieceTokenizer):
     "A WordPiece tokenizer: greedy longest match inside words."
 

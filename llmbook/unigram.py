@@ -225,14 +225,14 @@ class _Maximiser:
         self.inner.keep(self.alive[piece] & self.alive[word] & (piece != word))
 
 # %% ../nbs/02b_unigram.ipynb #c2955ab4
-def _trainable(texts: Iterable[str], coverage: float, room: int) -> Counter[str]:
+def _trainable(texts: Iterable[str], coverage: float, size: int, used: int) -> Counter[str]:
     # counted pre-tokens, cut at the rarest letters and at a hundred letters
     words = Counter(itertools.chain.from_iterable(map(split_spaced, texts)))
     letters, runs = Counter(), Counter()
     for word, times in words.items():
         for letter in word:
             letters[letter] += times
-    count_room(room, 0, len(words))
+    room = count_room(size, used, len(words))
     shares = itertools.accumulate(times for _, times in letters.most_common())
     enough = sum(share < coverage * letters.total() for share in shares) + 1
     kept = {a for a, _ in letters.most_common(min(enough, room)) if not 0xD800 <= ord(a) < 0xE000}
@@ -253,8 +253,9 @@ def train_unigram(
     coverage: float = 0.9995,  # share of the letters in the text that get a piece
 ) -> dict[str, float]:  # pieces and the logarithm of their probability, the likeliest first
     "Learn pieces by EM and pruning; raise `InputError` if there is no text."
-    room = vocabulary_size - len(SPECIAL_TOKENS) - 1 - 256 * byte_fallback
-    found = _Maximiser(_trainable(texts, coverage, room), longest, most)
+    used = len(SPECIAL_TOKENS) + 1 + 256 * byte_fallback
+    words, room = _trainable(texts, coverage, vocabulary_size, used), vocabulary_size - used
+    found = _Maximiser(words, longest, most)
     while True:
         found.learn(2)
         if (size := int(found.alive.sum())) <= (wanted := room * 11 // 10):
