@@ -11,8 +11,10 @@ import json
 import re
 import statistics
 import time
+import warnings
 
 import numpy
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import make_pipeline, make_union
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=6000)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    warnings.simplefilter("ignore", ConvergenceWarning)
     wanted = ("numpy", "pandas", "scikit-learn", "transformers", "torch", "matplotlib")
     packages = [None, *(d for d in list_distributions() if d.name in wanted)]
     documents = [d for d in read_environment(distributions=packages) if len(d.body) > 100]

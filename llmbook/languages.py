@@ -66,12 +66,13 @@ _NAMES = re.compile(  # what stands inside prose and belongs to no language
 _STATEMENT = re.compile(
     r"(?:>>>|\.\.\. |\$ |@\w|#!|//|/\*)|def \w+\(|class \w+[(:]|import [\w.]+(?: as \w+)?$"
     r"|from [\w.]+ import |return (?:\S+|.*[()\[\]{};])$|(?:raise|yield) (?:\w+$|\w+\()"
-    r"|for [\w, ]+ in .*:$|(?:if|elif|while|with) (?=.*(?:[=<>]|\w[(\[]|\w_\w)).*:$|(?:try|else|finally):$"
+    r"|for [\w, ]+ in .*:$|(?:if|elif|while|with) (?=.*(?:[=<>]|\w[(\[]|\w_\w)).*:$"
+    r"|(?:try|else|finally):$"
     r"|[\w.]+(?:\[[^\]]{0,80}\])? ?(?:[-+*/|&]?=|:=)(?!=) ?\S|[\w.]+\(.*\)[;:]?$"
     r"|\S*[;{}]$|(?=.*(?:=|\w[(\[]|[{}]|->)).*[;{}]$"
 )
 
-
+# %% ../nbs/01f_languages.ipynb #4966ffae
 def _lines_without_code(text: str) -> Iterator[str]:
     "The lines of a text; lines of code come out empty."
     fence, literal, example = "", -1, False
