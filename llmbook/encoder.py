@@ -239,11 +239,10 @@ class EncoderSettings:
 
     vocabulary: int = 16_384  # search tokens, at most; ≥ 256
     width: int = 512  # numbers per vector; a multiple of 8
-    steps: int = 320  # batches
-    batch: int = 512  # pairs per batch; ≥ 2
+    steps: int = 200  # batches
+    batch: int = 1024  # pairs per batch; ≥ 2
     learning_rate: float = 0.003  # of Adam, falling to zero
     scale: float = 20.0  # logits per unit of cosine, ≤ 40
-    dropout: float = 0.2  # share of a passage's tokens left out at random; of a question's, half
     characters: int = 1000  # of a passage that are read
     seed: int = 1  # draws directions and batches
 
@@ -251,7 +250,7 @@ class EncoderSettings:
         rules = {
             "vocabulary": self.vocabulary >= 256, "width": self.width > 0 and self.width % 8 == 0,
             "steps": self.steps >= 0, "batch": self.batch >= 2,
-            "learning_rate": self.learning_rate > 0, "dropout": 0 <= self.dropout < 1,
+            "learning_rate": self.learning_rate > 0,
             "scale": 0 < self.scale <= 40, "characters": self.characters > 0,
         }
         for name, good in rules.items():
@@ -271,14 +270,11 @@ class _Bags:
     def __init__(self, encoder: SentenceEncoder, texts: Sequence[str]):
         self.ids, self.offsets = encoder.memory.look_up(texts)
 
-    def take(self, rows: np.ndarray, random: Any, dropout: float) -> tuple[Tensor, Tensor]:
-        "The ids of some texts, a share of them left out, and where each text begins."
+    def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        "The ids of some texts, and where each begins."
         parts = [self.ids[self.offsets[row] : self.offsets[row + 1]] for row in rows]
-        begins, ids = np.cumsum([0, *map(len, parts[:-1])]), np.concatenate(parts)
-        if dropout:
-            kept = random.random(len(ids), np.float32) >= dropout
-            begins, ids = np.append(0, kept.cumsum())[begins], ids[kept]
-        return torch.from_numpy(ids), torch.from_numpy(begins)
+        begins = np.cumsum([0, *map(len, parts[:-1])])
+        return torch.from_numpy(np.concatenate(parts)), torch.from_numpy(begins)
 
 
 def _draw_batches(count: int, settings: EncoderSettings) -> Iterator[np.ndarray]:
@@ -298,15 +294,13 @@ def train_encoder(
 ) -> list[tuple[int, float]]:  # step and loss
     "Pull questions to their passages, and push them from those of the others."
     asked, told = _Bags(encoder, questions), _Bags(encoder, passages)
-    random, drop = np.random.default_rng(settings.seed), settings.dropout
     encoder.weights = weights = encoder.weights.clone().requires_grad_()
     adam = torch.optim.Adam([weights], betas=(0.9, 0.99), fused=True)
     curve = []
     batches = progress(_draw_batches(len(questions), settings), "encoder", settings.steps, "step")
     for step, rows in enumerate(batches):
         adam.param_groups[0]["lr"] = settings.learning_rate * (1 - step / settings.steps)
-        q = encoder.embed(*asked.take(rows, random, drop / 2))
-        p = encoder.embed(*told.take(right[rows], random, drop))
+        q, p = encoder.embed(*asked.take(rows)), encoder.embed(*told.take(right[rows]))
         numbers, shares = torch.from_numpy(right[rows]), WIDTH_SHARES
         loss = matryoshka_ranking(q, p, settings.widths, numbers, settings.scale, shares)
         adam.zero_grad()
