@@ -222,6 +222,7 @@ def main() -> None:
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger().handlers[0].setLevel(logging.WARNING)  # some libraries log all they do
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # the ledger counts what cannot be read
     try:
         app()
     except LlmbookError as error:
@@ -402,7 +403,7 @@ def generate_text(
     print()
 
 # %% ../nbs/25_lifecycle.ipynb #863818c1
-data_app = typer.Typer(no_args_is_help=True, help="Build a corpus of your own, and ask it questions.")
+data_app = typer.Typer(no_args_is_help=True, help="Build a corpus of your own, and ask it.")
 app.add_typer(data_app, name="data")
 Corpus = Annotated[Path, typer.Argument(help="folder of a corpus")]
 
@@ -472,7 +473,7 @@ def explain_document(
     symbol: Annotated[str, typer.Argument(help="of a text, whether it is in the corpus or not")],
 ) -> None:
     "Say what was done to a text, or why it was left out."
-    from llmbook.data import explain_text
+    from llmbook.provenance import explain_text
 
     names = ("step", "reason", "count")
     rows = [{name: row[name] for name in names} for row in explain_text(corpus, symbol)]
@@ -487,7 +488,7 @@ def find_origin(
     folder: Folder = Path("runs"),
 ) -> None:
     "Say which document, source and licence a training token comes from."
-    from llmbook.tokenization import where
+    from llmbook.provenance import where
 
     run = find_run(folder, name, "tokens")
     origin = where(position, run / "tokens", run / "corpus", split)

@@ -7,7 +7,7 @@ __all__ = ['END_OF_TEXT', 'SPECIAL_TOKENS', 'SPLIT_PATTERN', 'CHAT_TEMPLATE', 'b
            'train_textbook_bpe', 'split_words', 'count_words', 'train_bpe', 'bpe_encode', 'BytePairs', 'wrap_tokenizer',
            'train_tokenizer', 'TokenView', 'encode_plain', 'load_tokenizer', 'end_tokens', 'identify_tokenizer',
            'WordMemory', 'DocumentEncoder', 'choose_integer', 'write_shard', 'TokenShard', 'TokenizerSettings',
-           'EncodingSettings', 'build_tokenizer', 'encode_corpus', 'where']
+           'EncodingSettings', 'build_tokenizer', 'encode_corpus']
 
 # %% ../nbs/02a_tokenization.ipynb #90aa92bb
 import contextlib
@@ -33,7 +33,7 @@ import numpy as np
 # %% ../nbs/02a_tokenization.ipynb #1999e3bd
 from .core import CorruptFileError, InputError, SettingsError, available_cores
 from .core import hash_file, hash_json, progress, read_json, write_json
-from .data import count_documents, load_split, read_document
+from .data import load_split
 from .duplicates import SPLITS
 from .environment import map_in_processes
 
@@ -684,24 +684,3 @@ def _is_whole(folder: Path, split: str) -> bool:
     with contextlib.suppress(CorruptFileError, InputError):
         return bool(TokenShard(folder, split).vocabulary)
     return False
-
-# %% ../nbs/02a_tokenization.ipynb #26e65eda
-def where(
-    position: int,  # of a token in the shard, from 0
-    tokens: str | Path,  # folder written by `encode_corpus`
-    corpus: str | Path,  # folder written by `build_corpus`, from which the tokens were made
-    split: str = "train",  # train, validation or test
-) -> dict[str, Any]:  # document, source, licence, changes, …, and the token's place in its document
-    "Trace a token to its document; raise `InputError` if it is none, or the corpus another one."
-    shard = TokenShard(tokens, split)
-    if not 0 <= position < len(shard):
-        given = f"position {position} of `{split}`"
-        raise InputError(given, f"0 to {len(shard) - 1}", "take another position")
-    count = count_documents(corpus, split)
-    if count != len(shard.documents):
-        given = f"`{corpus}` has {count} documents, the shard {len(shard.documents)}"
-        raise InputError(given, "the corpus that was encoded", "name its folder")
-    number = int(np.searchsorted(shard.documents, position, side="right")) - 1
-    found = read_document(corpus, split, number)
-    place = {"document": number, "token": position - int(shard.documents[number])}
-    return place | {name: value for name, value in found.items() if value not in ("", None)}

@@ -18,11 +18,12 @@ from llmbook import data, duplicates, environment
 from llmbook.cleaning import clean_text
 from llmbook.core import CorruptFileError, InputError, PolicyError, Run, Stage, read_json
 from llmbook.data import (
-    CorpusSettings, build_corpus, explain_text, load_pairs, load_split, read_document, stream_split,
+    CorpusSettings, build_corpus, load_pairs, load_split, stream_split,
 )
 from llmbook.documents import Document, Ledger, classify_licence, cut_text, is_allowed, read_dataset, read_folder
 from llmbook.duplicates import find_near_duplicates, hash_shingles, jaccard, split_documents
 from llmbook.personal import redact
+from llmbook.provenance import explain_text, read_document
 from llmbook.questions import make_pairs
 
 WORDS = "river stone cloud lamp winter garden letter engine harbour violin copper meadow signal thread window".split()
