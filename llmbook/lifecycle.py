@@ -494,7 +494,7 @@ def find_origin(
     origin = where(position, run / "tokens", run / "corpus", split)
     print(Table({"what": what, "value": str(value)[:200]} for what, value in origin.items()))
 
-
+# %% ../nbs/25_lifecycle.ipynb #e34b551f
 @data_app.command("check", epilog="Example: llmbook data check corpora/notes")
 def check_corpus(corpus: Corpus) -> None:
     "Verify the checksums of a corpus, and let mlcroissant read it if that is installed."
