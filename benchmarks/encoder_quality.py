@@ -3,8 +3,8 @@
     python benchmarks/encoder_quality.py [RESULT.json] [--corpus FOLDER] [--encoder FOLDER] [--questions 1000]
 
 Held-out questions of a corpus (built if none is given), by form: those that name the symbol, those that describe it,
-and keywords. `bm25s` searches whole documents with its defaults; `words` is our index of chunks without vectors. The share of meaning is
-calibrated on validation questions. Intervals: 95 % of 2,000 paired bootstrap samples of documents.
+and keywords. `bm25s` searches whole documents with its defaults; `words` is our index of chunks without vectors. The share of
+meaning is calibrated on validation questions. Intervals: 95 % of 2,000 paired bootstrap samples of documents.
 """
 
 import argparse

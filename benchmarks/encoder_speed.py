@@ -114,18 +114,15 @@ def main() -> None:
             "average their vectors": lambda: ours.embed(tokens, begins[:-1]),
         }, chosen.rounds)  # fmt: skip
     whole = statistics.median(cpu for _, cpu in base)
-    shares = [
-        {"part": name, "CPU seconds": (cpu := statistics.median(c for _, c in seconds)), "of encode_texts": f"{cpu / whole:.0%}"}
-        for name, seconds in parts.items()
-    ]
+    spent = {name: statistics.median(cpu for _, cpu in seconds) for name, seconds in parts.items()}
+    shares = [{"part": name, "CPU seconds": cpu, "of encode_texts": f"{cpu / whole:.0%}"} for name, cpu in spent.items()]
     question = ["how do I rename a file?"]
-    single = measure({"encode_texts": lambda: encode_texts(ours, question), "sentence-transformers": lambda: encode(question)}, 300)
-    apiece = [
-        {"by": name, "one question [ms]": 1e3 * statistics.median(w for w, _ in seconds), "import, open, one text [s]": opened[name]}
-        for name, seconds in single.items()
-    ]
+    alone = {"encode_texts": lambda: encode_texts(ours, question), "sentence-transformers": lambda: encode(question)}
+    single = {name: 1e3 * statistics.median(w for w, _ in taken) for name, taken in measure(alone, 300).items()}
+    apiece = [{"by": name, "one question [ms]": ms, "import, open, one [s]": opened[name]} for name, ms in single.items()]
     size = sum(map(len, passages)) / len(passages)
-    print(Table(rows, f"{len(passages):,} passages of {size:.0f} characters, width {ours.width}, {chosen.rounds} rounds in turn, medians"))
+    told = f"{len(passages):,} passages of {size:.0f} characters, width {ours.width}"
+    print(Table(rows, f"{told}, {chosen.rounds} rounds in turn, medians"))
     print(Table(shares, f"\nWhere the time goes; {len(tokens) / len(passages):.0f} tokens a passage"))
     print(Table(apiece, "\nOne at a time, in a warm process and in a fresh one"))
     if chosen.result:

@@ -47,16 +47,15 @@ if TYPE_CHECKING:
 
 # %% ../nbs/03c_encoder.ipynb #d55a8e85
 @functools.cache
-def _search_patterns() -> tuple[re.Pattern, re.Pattern]:
-    return re.compile(r"(?<=[a-z0-9])(?=[A-Z])"), re.compile(r"[a-z]+|[0-9]+")
+def _search_pattern() -> re.Pattern:
+    return re.compile(r"[A-Z]+[a-z]*|[a-z]+|[0-9]+")  # a capital after a small letter begins a word
 
 
 def cut_search_words(
     text: str,  # ASCII
 ) -> list[str]:  # lower-case runs of letters, and of digits
     "Cut a text into the words that search knows."
-    humps, words = _search_patterns()
-    return words.findall(humps.sub("_", text).lower())
+    return [word.lower() for word in _search_pattern().findall(text)]
 
 
 def _search_tokenizer() -> "Tokenizer":
@@ -99,7 +98,8 @@ class SentenceEncoder:
         self.tokenizer, self.weights = tokenizer, weights
         mine, theirs = json.loads(_search_tokenizer().to_str()), json.loads(tokenizer.to_str())
         same = all(mine[part] == theirs[part] for part in ("normalizer", "pre_tokenizer"))
-        cut = lambda text: cut_search_words(text) if same and text.isascii() else [text]
+        find = _search_pattern().findall  # capitals stay: the tokenizer lowers each word once
+        cut = lambda text: find(text) if same and text.isascii() else [text]
         self.memory = WordMemory(cut, self._encode)
 
     def _encode(self, words: list[str]) -> list[list[int]]:
