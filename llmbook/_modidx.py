@@ -589,7 +589,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'llmbook.encoder._rank': ('encoder.html#_rank', 'llmbook/encoder.py'),
                                  'llmbook.encoder._read_pairs': ('encoder.html#_read_pairs', 'llmbook/encoder.py'),
                                  'llmbook.encoder._read_passages': ('encoder.html#_read_passages', 'llmbook/encoder.py'),
-                                 'llmbook.encoder._search_patterns': ('encoder.html#_search_patterns', 'llmbook/encoder.py'),
+                                 'llmbook.encoder._search_pattern': ('encoder.html#_search_pattern', 'llmbook/encoder.py'),
                                  'llmbook.encoder._search_tokenizer': ('encoder.html#_search_tokenizer', 'llmbook/encoder.py'),
                                  'llmbook.encoder.build_encoder': ('encoder.html#build_encoder', 'llmbook/encoder.py'),
                                  'llmbook.encoder.cut_search_words': ('encoder.html#cut_search_words', 'llmbook/encoder.py'),
