@@ -35,6 +35,7 @@ from llmbook.core import (
     SettingsError,
     available_cores,
     hash_file,
+    progress,
     read_json,
     write_json,
 )
@@ -386,7 +387,7 @@ def _collect(settings: CorpusSettings, ledger: Ledger, spool: _Spool, tally: Tal
     about = (settings.licence, said, workers, limit / 5)
     documents = read_documents(settings.source, ledger, *about)
     size, refused = 0, {}
-    for batch in prepare_all(documents, settings):
+    for batch in progress(prepare_all(documents, settings), "corpus", unit="batch"):
         ledger.merge(batch.steps)
         for row in batch.rows:
             ledger.sink(row)
@@ -459,7 +460,8 @@ def _deal(
     symbols, number, mirror = _Symbols(spool), 0, _Mirror(spool)
     tables = {name: TableWriter(output / f"{name}.parquet", _columns(name)) for name in _TABLES}
     numbers = {what: dict.fromkeys(SPLITS, 0) for what in ("documents", "bytes", "pairs")}
-    for documents in _read_spool(spool):
+    parts = progress(_read_spool(spool), "splits", -(-len(places) // 512), "group")
+    for documents in parts:
         dealt = {split: [] for split in SPLITS}
         for document in documents:
             place, twin, number = places[number], int(first[number]), number + 1
