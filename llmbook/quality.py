@@ -92,7 +92,8 @@ def _measure_words(text: str, tokens: list[str], language: str) -> dict[str, flo
 def _repeated(parts: list[str]) -> tuple[int, int]:
     "How many parts came before, and their characters."
     once = set(parts)
-    return len(parts) - len(once), sum(map(len, parts)) - sum(map(len, once))
+    size = sum(map(len, parts)) - sum(map(len, once))
+    return len(parts) - len(once), size
 
 
 def _measure_lines(text: str) -> dict[str, float]:
