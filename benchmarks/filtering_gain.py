@@ -258,8 +258,8 @@ def compare_methods(
         run = fit([texts[i] for i in chosen], tokenizer, held_out, int(budget) // (ROWS * CONTEXT), options, seed)
         clean = sum(sizes[i] for i in chosen if pile[i][0] == "clean")
         rows.append({
-            "selection": name, "bits per byte": round(run["loss"], 3), "clean share": round(clean / sizes[chosen].sum(), 2),
-            "cost in tokens": f"{cost * run['tokens'] / run['seconds'] / run['tokens']:.1%}", "seconds": round(cost, 2),
+            "selection": name, "bits per byte": round(run["loss"], 3), "clean share": round(float(clean / sizes[chosen].sum()), 2),
+            "cost [CPU s]": round(cost, 2), "share of the training": f"{cost / run['seconds']:.0%}",
         })
         print("  ", rows[-1], flush=True)
     return rows

@@ -2,8 +2,8 @@
 
     python benchmarks/quality_speed.py [RESULT.json] [--documents 1500] [--rounds 3]
 
-The texts are documentation of the environment. datatrove's two filters get our splitter, because theirs wants spaCy; ours measure more than
-they do. All sides run interleaved in one process on one thread; medians of the rounds.
+The texts are documentation of the environment. datatrove's two filters get our splitter, because theirs wants spaCy; they stop at
+the first broken rule, ours measure everything. All sides run interleaved in one process on one thread; medians of the rounds.
 """
 
 import argparse
@@ -60,7 +60,8 @@ def main() -> None:
         middle = statistics.median(taken)
         ratios = sorted(theirs / ours for theirs, ours in zip(seconds["datatrove's Gopher filters"], taken, strict=True))
         rows.append({
-            "judge": name, "texts per CPU second": round(len(texts) / middle), "megabytes per CPU second": round(size / middle, 2),
+            "judge": name, "texts per CPU second": round(len(texts) / middle),
+            "megabytes per CPU second": round(size / middle, 2),
             "speed against datatrove": f"{ratios[0]:.1f}–{ratios[-1]:.1f}×",
         })
     print(Table(rows, f"{len(texts)} texts, {size:.1f} MB, {options.rounds} rounds, medians"))

@@ -103,7 +103,8 @@ def _measure_lines(text: str) -> dict[str, float]:
     dots = sum(line.rstrip().endswith(("...", "…")) for line in lines)
     stops = sum(line.endswith((".", "!", "?", ":", ";", ",", '"', "”", ")")) for line in full)
     stops = len(full) if len(full) < 3 else stops  # a heading or a sentence alone proves nothing
-    found["bullet_lines"], found["ellipsis_lines"] = (_share(n, len(lines)) for n in (bullets, dots))
+    found["bullet_lines"] = _share(bullets, len(lines))
+    found["ellipsis_lines"] = _share(dots, len(lines))
     found["stopped_lines"] = _share(stops, len(full))
     parts_of = {"paragraph": _PARAGRAPHS.split(text.strip()), "line": _LINES.split(text)}
     for name, parts in parts_of.items():
@@ -239,7 +240,7 @@ def _find_rules(rules: str | Sequence[QualityRule]) -> tuple[QualityRule, ...]:
     known = _measures()
     for rule in rules:
         if rule.measure not in known:
-            raise SettingsError(f"no measure `{rule.measure}`", ", ".join(known), "correct the name")
+            raise SettingsError(f"no measure `{rule.measure}`", ", ".join(known), "correct it")
         if not rule.low <= rule.high:
             raise SettingsError(f"{rule.measure} from {rule.low} to {rule.high}", "low ≤ high")
     return rules
@@ -444,13 +445,14 @@ class PerplexityScorer:
         "How much more a text surprises when its words are shuffled."
         mine = self.surprise(texts)
         mixed = self.surprise([shuffle_words(text, seed) for text in texts])
-        return numpy.where(numpy.isfinite(mine), mixed, 0) - numpy.where(numpy.isfinite(mine), mine, 0)
+        known = numpy.isfinite(mine)
+        return numpy.where(known, mixed, 0) - numpy.where(known, mine, 0)
 
 
 def _need_texts(texts: Sequence[str]) -> Sequence[str]:
     wrong = isinstance(texts, str) or any(not isinstance(text, str) for text in texts)
     if wrong:
-        raise InputError("a value that is not a list of texts", "a list of strings", "put it in one")
+        raise InputError("a value that is not a list of texts", "a list of strings", "make one")
     return texts
 
 # %% ../nbs/01g_quality.ipynb #10c12bff
