@@ -209,7 +209,8 @@ def measure(pile: list[tuple[str, str]], held_out: list[str], options: argparse.
         runs = []
         for share in LENGTHS:
             runs.append(fit(chosen, tokenizer, held_out, int(whole * share), options, seed))
-            print(f"  seed {seed}, {name}: {runs[-1]['tokens']:,} tokens, {runs[-1]['loss']:.4f} against {raw['loss']:.4f} "
+            done = runs[-1]
+            print(f"  seed {seed}, {name}: {done['tokens']:,} tokens, {done['loss']:.4f} against {raw['loss']:.4f} "
                   f"after {raw['tokens']:,}", flush=True)
             if runs[-1]["loss"] <= raw["loss"]:
                 break
@@ -258,8 +259,9 @@ def compare_methods(
         run = fit([texts[i] for i in chosen], tokenizer, held_out, int(budget) // (ROWS * CONTEXT), options, seed)
         clean = sum(sizes[i] for i in chosen if pile[i][0] == "clean")
         rows.append({
-            "selection": name, "bits per byte": round(run["loss"], 3), "clean share": round(clean / sizes[chosen].sum(), 2),
-            "cost in tokens": f"{cost * run['tokens'] / run['seconds'] / run['tokens']:.1%}", "seconds": round(cost, 2),
+            "selection": name, "bits per byte": round(run["loss"], 3),
+            "clean share": round(float(clean / sizes[chosen].sum()), 2),
+            "cost [CPU s]": round(cost, 2), "share of the training": f"{cost / run['seconds']:.0%}",
         })
         print("  ", rows[-1], flush=True)
     return rows

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STOP_WORDS', 'FUNCTION_WORDS', 'GOPHER_REPETITION', 'GOPHER_QUALITY', 'QUALITY_PRESETS', 'BUCKETS', 'SLOW',
-           'ASK_PROMPT', 'Answer', 'find_tokens', 'measure_text', 'QualityRule', 'adjust_rules', 'judge_quality',
+           'ASK_PROMPT', 'Answer', 'find_tokens', 'measure_quality', 'QualityRule', 'adjust_rules', 'judge_quality',
            'measure_removal', 'NgramModel', 'plain_words', 'encode_units', 'shuffle_words', 'PerplexityScorer',
            'load_scorer', 'perplexity_cutoffs', 'assign_buckets', 'trusted_threshold', 'draw_scores', 'order_gains',
            'classifier_scores', 'quality_scores', 'ask_model', 'judge_corpus']
@@ -92,17 +92,19 @@ def _measure_words(text: str, tokens: list[str], language: str) -> dict[str, flo
 def _repeated(parts: list[str]) -> tuple[int, int]:
     "How many parts came before, and their characters."
     once = set(parts)
-    return len(parts) - len(once), sum(map(len, parts)) - sum(map(len, once))
+    size = sum(map(len, parts)) - sum(map(len, once))
+    return len(parts) - len(once), size
 
 
 def _measure_lines(text: str) -> dict[str, float]:
     lines, found = text.splitlines(), {}
     full = [line.strip() for line in lines if line.strip()]
-    bullets = sum(line.lstrip().startswith(("•", "-")) for line in lines)
-    dots = sum(line.rstrip().endswith(("...", "…")) for line in lines)
     stops = sum(line.endswith((".", "!", "?", ":", ";", ",", '"', "”", ")")) for line in full)
     stops = len(full) if len(full) < 3 else stops  # a heading or a sentence alone proves nothing
-    found["bullet_lines"], found["ellipsis_lines"] = (_share(n, len(lines)) for n in (bullets, dots))
+    bullets = (line.lstrip().startswith(("•", "-")) for line in lines)
+    dots = (line.rstrip().endswith(("...", "…")) for line in lines)
+    found["bullet_lines"] = _share(sum(bullets), len(lines))
+    found["ellipsis_lines"] = _share(sum(dots), len(lines))
     found["stopped_lines"] = _share(stops, len(full))
     parts_of = {"paragraph": _PARAGRAPHS.split(text.strip()), "line": _LINES.split(text)}
     for name, parts in parts_of.items():
@@ -148,7 +150,7 @@ def _measure_runs(text: str, tokens: list[str]) -> dict[str, float]:
     return found
 
 # %% ../nbs/01g_quality.ipynb #40c6d5c8
-def measure_text(
+def measure_quality(
     text: str,  # any text
     language: str = "en",  # en, pt or es: whose stop words count
     split: Callable[[str], list[str]] = find_tokens,  # text -> words and signs
@@ -166,7 +168,7 @@ def measure_text(
 # %% ../nbs/01g_quality.ipynb #dd52e8cc
 @dataclass(frozen=True)
 class QualityRule:
-    "A measure of `measure_text` and the range it shall lie in."
+    "A measure of `measure_quality` and the range it shall lie in."
 
     measure: str  # its name
     low: float = -math.inf  # smallest allowed value
@@ -174,7 +176,7 @@ class QualityRule:
 
     def broken(
         self,
-        measures: Mapping[str, float],  # from `measure_text`
+        measures: Mapping[str, float],  # from `measure_quality`
     ) -> str:  # what is wrong, or empty
         "Say how a text breaks the rule."
         value = measures[self.measure]
@@ -228,17 +230,16 @@ def adjust_rules(
 
 @cache
 def _measures() -> tuple[str, ...]:
-    return tuple(measure_text(""))
+    return tuple(measure_quality(""))
 
 
 def _find_rules(rules: str | Sequence[QualityRule]) -> tuple[QualityRule, ...]:
     if isinstance(rules, str) and rules not in QUALITY_PRESETS:
         raise SettingsError(f"no preset `{rules}`", ", ".join(QUALITY_PRESETS), "name one of them")
     rules = QUALITY_PRESETS[rules] if isinstance(rules, str) else tuple(rules)
-    known = _measures()
     for rule in rules:
-        if rule.measure not in known:
-            raise SettingsError(f"no measure `{rule.measure}`", ", ".join(known), "correct the name")
+        if rule.measure not in _measures():
+            raise SettingsError(f"no measure `{rule.measure}`", ", ".join(_measures()))
         if not rule.low <= rule.high:
             raise SettingsError(f"{rule.measure} from {rule.low} to {rule.high}", "low ≤ high")
     return rules
@@ -251,7 +252,7 @@ def judge_quality(
     split: Callable[[str], list[str]] = find_tokens,  # text -> words and signs
 ) -> str:  # the first broken rule with the value, or empty
     "Say why a text is not worth learning from."
-    rules, measures = _find_rules(rules), measure_text(text, language, split)
+    rules, measures = _find_rules(rules), measure_quality(text, language, split)
     if not text.strip():
         return "empty"
     return next((reason for rule in rules if (reason := rule.broken(measures))), "")
@@ -397,6 +398,13 @@ def shuffle_words(
     return " ".join(words[i] for i in order)
 
 # %% ../nbs/01g_quality.ipynb #952de04e
+def _need_texts(texts: Sequence[str]) -> Sequence[str]:
+    wrong = isinstance(texts, str) or any(not isinstance(text, str) for text in texts)
+    if wrong:
+        raise InputError("a value that is not a list of texts", "a list of strings", "make one")
+    return texts
+
+# %% ../nbs/01g_quality.ipynb #0b1f3f4c
 class PerplexityScorer:
     "A counted language model of trusted text that scores other text."
 
@@ -443,14 +451,7 @@ class PerplexityScorer:
         "How much more a text surprises when its words are shuffled."
         mine = self.surprise(texts)
         mixed = self.surprise([shuffle_words(text, seed) for text in texts])
-        return numpy.where(numpy.isfinite(mine), mixed, 0) - numpy.where(numpy.isfinite(mine), mine, 0)
-
-
-def _need_texts(texts: Sequence[str]) -> Sequence[str]:
-    wrong = isinstance(texts, str) or any(not isinstance(text, str) for text in texts)
-    if wrong:
-        raise InputError("a value that is not a list of texts", "a list of strings", "put it in one")
-    return texts
+        return numpy.subtract(mixed, mine, out=numpy.zeros(len(mine)), where=numpy.isfinite(mine))
 
 # %% ../nbs/01g_quality.ipynb #10c12bff
 @patch
