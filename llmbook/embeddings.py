@@ -384,7 +384,7 @@ def _open_model(folder: str | Path) -> tuple[nn.Module, "PreTrainedTokenizerBase
     "(model as it was saved, tokenizer) of a Hugging Face folder."
     import transformers
 
-    for pattern in ("config.json", "tokenizer.*|vocab.*|*.model"):  # transformers invents an empty one
+    for pattern in ("config.json", "tokenizer.*|vocab.*|*.model"):  # or one is invented
         if not any(found for part in pattern.split("|") for found in Path(folder).glob(part)):
             given = f"no {pattern.replace('|', ' or ')} in `{folder}`"
             raise InputError(given, "a Hugging Face model with its tokenizer", "correct the path")
