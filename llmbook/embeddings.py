@@ -111,7 +111,7 @@ def _unit(vectors: numpy.ndarray) -> numpy.ndarray:
 
 
 def _nearest(unit: numpy.ndarray, count: int) -> numpy.ndarray:
-    "(n, count) numbers of the nearest others of each vector, in any order, never all pairs at once."
+    "(n, count) numbers of the nearest others of each vector, in any order, block by block."
     found = numpy.empty((len(unit), count), numpy.int64)
     for start in range(0, len(unit), 1024):
         cosines = unit[start : start + 1024] @ unit.T
