@@ -461,7 +461,7 @@ def contextual_vectors(
         raise InputError(given, "a word that the model's tokenizer keeps", "try another word")
     return found
 
-
+# %% ../nbs/03b_embeddings.ipynb #a738a015
 def _reader(folder: str | Path, layer: int) -> Callable:
     "A function from lists of words to vectors, by a Hugging Face model."
     model, tokenizer = _open_model(folder)
