@@ -111,7 +111,7 @@ def _unit(vectors: numpy.ndarray) -> numpy.ndarray:
 
 
 def _nearest(unit: numpy.ndarray, count: int) -> numpy.ndarray:
-    "(n, count) numbers of the nearest others of each vector, in any order, never all pairs at once."
+    "(n, count) numbers of the nearest others of each vector, in any order, block by block."
     found = numpy.empty((len(unit), count), numpy.int64)
     for start in range(0, len(unit), 1024):
         cosines = unit[start : start + 1024] @ unit.T
@@ -384,7 +384,7 @@ def _open_model(folder: str | Path) -> tuple[nn.Module, "PreTrainedTokenizerBase
     "(model as it was saved, tokenizer) of a Hugging Face folder."
     import transformers
 
-    for pattern in ("config.json", "tokenizer.*|vocab.*|*.model"):  # transformers invents an empty one
+    for pattern in ("config.json", "tokenizer.*|vocab.*|*.model"):  # or one is invented
         if not any(found for part in pattern.split("|") for found in Path(folder).glob(part)):
             given = f"no {pattern.replace('|', ' or ')} in `{folder}`"
             raise InputError(given, "a Hugging Face model with its tokenizer", "correct the path")
@@ -461,7 +461,7 @@ def contextual_vectors(
         raise InputError(given, "a word that the model's tokenizer keeps", "try another word")
     return found
 
-
+# %% ../nbs/03b_embeddings.ipynb #a738a015
 def _reader(folder: str | Path, layer: int) -> Callable:
     "A function from lists of words to vectors, by a Hugging Face model."
     model, tokenizer = _open_model(folder)
