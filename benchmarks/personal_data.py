@@ -6,7 +6,8 @@ Three sources write sentences in English, Portuguese and Spanish and say where i
 personal data stands. `faker` fills sentences with the values of the library Faker for six countries, as that library
 writes them. `standards` fills other sentences with numbers built from the standards. `held out` writes forms, records,
 logs and letters with numbers that `phonenumbers` and `python-stdnum` make; it was held out while the
-rules were written; after its first figure two rules were repaired, so take another --seed, or better write a fourth. Each
+rules were written and then gave recall 0.983 and precision 0.999; rules were repaired from what it showed, so it is held
+out no longer, and a generator of your own is the fairer judge. Each
 source adds as many look-alikes (versions, hashes, ISBNs, floats, code, dates, addresses for examples), the third its own.
 
 A finding is right when its kind, its start and its end are right. Speed is CPU time over the documentation of this

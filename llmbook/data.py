@@ -52,7 +52,7 @@ from .duplicates import LIKENESSES, SPLITS, DuplicateFinder, HashedTexts, assign
 from .environment import list_distributions, map_in_processes, read_documents
 from .languages import identify_languages
 from .personal import redact
-from .quality import QUALITY_PRESETS, STOP_WORDS, measure_text
+from .quality import QUALITY_PRESETS, STOP_WORDS, measure_quality
 from .questions import make_pairs
 from .redundancy import find_contamination
 from .representation import FACETS, Representation
@@ -202,7 +202,7 @@ SPOKEN = ("function_words", "stop_words", "stopped_lines")  # measures that need
 def _break_rule(text: str, language: str, settings: CorpusSettings, scores: Scores) -> str:
     "The first rule that is broken; shares of words go on the page as histograms."
     known = language in STOP_WORDS
-    measures = measure_text(text, language if known else "en")
+    measures = measure_quality(text, language if known else "en")
     rules = [r for r in QUALITY_PRESETS[settings.quality] if known or r.measure not in SPOKEN]
     for rule in rules:
         if rule.measure in ("alphabetic_words", "function_words"):
