@@ -13,7 +13,8 @@ seconds of the filter count as tokens at the speed of the training.
 The filter never sees a label. It repairs text, drops near-duplicates, applies the rules for documentation, and drops texts whose
 order of words means nothing to a counted model of the rest of the pile. That rule compares texts with copies it shuffles itself:
 so it knows that words can be shuffled. The thresholds of the rules were chosen on documentation and on junk of the same four
-kinds, made by an earlier form of the generator below: junk of your own is the fairer judge. Only the methods with a reference (`--methods`) see the reference sample.
+kinds, made by an earlier form of the generator below: junk of your own is the fairer judge.
+Only the methods with a reference (`--methods`) see the reference sample.
 All times are processor seconds of one thread, so a busy machine does not change the ratio.
 """
 
