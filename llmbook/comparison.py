@@ -169,8 +169,7 @@ def strip_accents(
     text: str,  # any text
 ) -> str:  # without marks on letters
     "Take the accents off: ã and á become a, ñ becomes n."
-    apart = unicodedata.normalize("NFD", text)
-    return "".join(c for c in apart if not unicodedata.combining(c))
+    return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
 
 
 NORMAL_FORMS: Mapping[str, Callable[[str], str]] = {  # applied to words and white space
@@ -470,9 +469,13 @@ def _turn(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
 def find_undertrained(
     folder: str | Path,  # a model with its tokenizer, in the form of transformers
     unused: Sequence[int] | None = None,  # ids known to be unused; none: `surely_unused`
-    margin: float = 3.0,  # spreads beyond the typical unused row, up to which a row is like them
+    share: float = 0.999,  # of all unused rows that shall be found, 0 to 1; higher: more false ones
 ) -> Table:  # id, token, score, matrix, measure, known; the most alike first
     "Find the tokens of a model whose rows look as if no text had ever trained them."
+    import scipy.stats
+
+    if not 0 < share < 1:
+        raise SettingsError(f"share = {share}", "between 0 and 1")
     face, found = AnyTokenizer(load_tokenizer(folder)), []
     for side, matrix in read_embeddings(folder).items():
         known = surely_unused(face, len(matrix)) if unused is None else sorted(set(unused))
@@ -482,9 +485,8 @@ def find_undertrained(
             spread = scores[known].std() / max(scores[others].std(), 1e-12)
             found.append((apart, spread, side, measure, scores, known))
     _, _, side, measure, scores, known = min(found, key=lambda one: one[:2])
-    middle = np.median(scores[known])
-    spread = 1.4826 * np.median(abs(scores[known] - middle))  # as a standard deviation
-    limit = max(scores[known].max(), middle + margin * spread)
+    wide = scipy.stats.t.ppf(share, len(known) - 1) * (1 + 1 / len(known)) ** 0.5
+    limit = max(scores[known].mean() + wide * scores[known].std(ddof=1), scores[known].max())
     alike = [int(i) for i in np.argsort(scores, kind="stable") if scores[i] <= limit]
     names = {i: spell_token(face, i) if i in set(face.ids) else "" for i in alike}
     return Table(
@@ -506,8 +508,7 @@ class PredictorSettings:
     seed: int = 0  # of weights and order
 
     def __post_init__(self) -> None:
-        least = dict(window=1, width=1, hidden=1, batch=1, seed=0)
-        if any(getattr(self, name) < least[name] for name in least) or not 0 < self.rate < 1:
+        if min(self.window, self.width, self.hidden, self.batch) < 1 or not 0 < self.rate < 1:
             raise SettingsError(f"{self}", "sizes of 1 or more, a rate between 0 and 1")
 
     def multiply_adds(
@@ -667,7 +668,7 @@ def compare_bits(
         rows[-1]["from the first"] = "" if bits is first else f"{less:+.3f} to {more:+.3f}"
     return BitsTable(rows, curves)
 
-
+# %% ../nbs/02c_comparison.ipynb #0dc2f8f2
 def _learn_and_code(
     face: AnyTokenizer, learn: list[str], heldout: list[str], s: PredictorSettings
 ) -> tuple[dict[str, Any], list[tuple[float, np.ndarray]]]:
