@@ -257,6 +257,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'llmbook.cleaning._lower': ('cleaning.html#_lower', 'llmbook/cleaning.py'),
                                   'llmbook.cleaning._page_numbers': ('cleaning.html#_page_numbers', 'llmbook/cleaning.py'),
                                   'llmbook.cleaning._prose_lines': ('cleaning.html#_prose_lines', 'llmbook/cleaning.py'),
+                                  'llmbook.cleaning._quote': ('cleaning.html#_quote', 'llmbook/cleaning.py'),
                                   'llmbook.cleaning._spoken': ('cleaning.html#_spoken', 'llmbook/cleaning.py'),
                                   'llmbook.cleaning.clean_text': ('cleaning.html#clean_text', 'llmbook/cleaning.py'),
                                   'llmbook.cleaning.is_markup': ('cleaning.html#is_markup', 'llmbook/cleaning.py'),

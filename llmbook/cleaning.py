@@ -398,8 +398,15 @@ def _difference(before: str, after: str) -> str:
     while low < high:  # bisection: comparing slices is faster than comparing characters
         middle = (low + high + 1) // 2
         low, high = (middle, high) if before[:middle] == after[:middle] else (low, middle - 1)
-    start = max(low - 20, 0)
-    return f"{redact(before[start : start + 60])[0]!r} → {redact(after[start : start + 60])[0]!r}"
+    return f"{_quote(before, low)!r} → {_quote(after, low)!r}"
+
+
+def _quote(text: str, place: int) -> str:
+    "Some of a text around a place: masked before it is cut, since half an address is one too."
+    start = max(place - 20, 0)
+    line = text.rfind("\n", max(start - 40, 0), start)
+    start = (line if line >= 0 else text.rfind(" ", max(start - 20, 0), start)) + 1
+    return redact(text[start : start + 200])[0][:90]
 
 
 def clean_text(

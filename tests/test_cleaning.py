@@ -256,3 +256,16 @@ def test_repeated_lines_never_fail(texts):
 def test_repeated_lines_refuse_what_cannot_work(wrong):
     with pytest.raises(SettingsError, match="Allowed"):
         RepeatedLines(**wrong)
+
+
+def test_a_sample_never_shows_half_an_address():
+    ledger = Ledger()
+    for pad in range(70):
+        clean_text(f"{'x' * pad} CafÃ© Ann ann.longname@tea.org writes to bob@post.org daily.", ledger, "note")
+        clean_text(f"Ann ann.longname@tea.org {'y' * pad} CafÃ© opens.", ledger, "note")
+    ledger.samples = 1000
+    for pad in range(70):
+        clean_text(f"{'x ' * pad}CafÃ© Ann ann.longname@tea.org writes.", ledger, "note")
+        clean_text(f"Ann ann.longname@tea.org{' y' * pad} CafÃ© opens.", ledger, "note")
+    shown = [sample["text"] for entry in ledger.steps.values() for sample in entry["samples"]]
+    assert len(shown) > 100 and not any("longname" in text or "@" in text for text in shown)
