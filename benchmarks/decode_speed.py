@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 import torch
 
-from llmbook.architecture import Decoder, DecoderSettings, count_parameters, load_decoder, to_llama
+from llmbook.architecture import count_parameters, Decoder, DecoderSettings
+from llmbook.bridge import load_decoder, to_llama
 from llmbook.core import Table, set_seed, set_threads, write_json
 from llmbook.generation import LeanDecoder, Sampling, stream
 from llmbook.quantization import to_int8

@@ -15,7 +15,8 @@ import time
 import torch
 from torch import nn
 
-from llmbook.architecture import Decoder, DecoderSettings, derive_decoder, to_llama
+from llmbook.architecture import Decoder, DecoderSettings, derive_decoder
+from llmbook.bridge import to_llama
 from llmbook.core import Table, set_seed, set_threads
 from llmbook.losses import causal_cross_entropy
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from llmbook.architecture import Decoder, export_tensors, import_tensors, load_decoder
+from llmbook.architecture import Decoder
+from llmbook.bridge import export_tensors, import_tensors, load_decoder
 from llmbook.core import Table, set_threads, write_json
 from llmbook.generation import score_states
 from llmbook.quantization import quantize_blocks, spread_windows, to_int8

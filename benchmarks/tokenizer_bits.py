@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llmbook.architecture import Decoder, count_flops, derive_decoder
+from llmbook.architecture import count_flops, Decoder, derive_decoder
 from llmbook.comparison import decode_ids, encode_all, measure_cost, parity, resample_ratio
 from llmbook.core import Table, set_seed, set_threads
 from llmbook.duplicates import find_near_duplicates

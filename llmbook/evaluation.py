@@ -124,7 +124,7 @@ def perplexity(
     stride: int | None = None,  # tokens scored per window; none: half of it
 ) -> dict[str, float]:  # perplexity, bits_per_byte, tokens, bytes
     "Measure a model folder on texts."
-    from llmbook.architecture import load_decoder
+    from llmbook.bridge import load_decoder
     from llmbook.tokenization import load_tokenizer
 
     model, tokenizer, texts = load_decoder(folder), load_tokenizer(folder), list(texts)
@@ -350,7 +350,7 @@ def measure_text(
     inputs: Mapping[str, Path],  # corpus, tokens, model
 ) -> dict[str, Any]:  # bits per byte of model and rivals, and comparisons
     "Compare the model with a 5-gram model and with zstd on held-out documents."
-    from llmbook.architecture import load_decoder
+    from llmbook.bridge import load_decoder
     from llmbook.data import load_split
     from llmbook.tokenization import TokenShard
 
@@ -386,7 +386,7 @@ def measure_tuning(
     inputs: Mapping[str, Path],  # corpus, model, chat
 ) -> dict[str, Any]:  # comparison of the losses of right answers
     "Compare the model before and after tuning on test answers."
-    from llmbook.architecture import load_decoder
+    from llmbook.bridge import load_decoder
     from llmbook.finetuning import answer_losses, cut_examples, read_examples
     from llmbook.tokenization import load_tokenizer
 
@@ -427,7 +427,7 @@ def measure_answering(
     pairs: "pd.DataFrame",  # test questions with answers and documents
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # means and comparisons; values per question
     "Compare answers with retrieval and answers from the model's memory."
-    from llmbook.architecture import load_decoder
+    from llmbook.bridge import load_decoder
     from llmbook.finetuning import answer_greedily
     from llmbook.rag import answer_question, measure_answers, read_corpus
     from llmbook.tokenization import load_tokenizer

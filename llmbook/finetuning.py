@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 # %% ../nbs/08_finetuning.ipynb #78b5eab6
-from .architecture import load_decoder, save_decoder
+from .bridge import load_decoder, save_decoder
 from .core import InputError, SettingsError
 from .data import load_pairs
 from .losses import token_losses

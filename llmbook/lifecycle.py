@@ -390,7 +390,7 @@ def generate_text(
     seed: Annotated[int, typer.Option(help="of the draws")] = 0,
 ) -> None:
     "Go on from a prompt with any Llama-family model folder, token by token."
-    from llmbook.architecture import load_decoder
+    from llmbook.bridge import load_decoder
     from llmbook.generation import LeanDecoder, Sampling, stream
     from llmbook.tokenization import load_tokenizer
 

@@ -461,7 +461,7 @@ def load(
     "Open folders; raise `CorruptFileError` for damage, `InputError` for parts that do not fit."
     service = cls(name=name)
     if model:
-        from llmbook.architecture import load_decoder
+        from llmbook.bridge import load_decoder
         from llmbook.generation import LeanDecoder
         from llmbook.tokenization import load_tokenizer
 

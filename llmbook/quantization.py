@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 
 # %% ../nbs/11_quantization.ipynb #990984a6
-from .architecture import Decoder, DecoderSettings, export_tensors, import_tensors
-from .architecture import llama_config, load_decoder, read_llama_config
+from .architecture import Decoder, DecoderSettings
+from .bridge import export_tensors, import_tensors
+from .bridge import llama_config, load_decoder, read_llama_config
 from .core import CorruptFileError, InputError, SettingsError, atomic_write
 from .core import progress, read_json, seal, verify, write_json
 from .generation import KeyValueCache, LeanDecoder, Matrix, next_logits, score_states

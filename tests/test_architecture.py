@@ -10,22 +10,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmbook.architecture import (
-    Attention,
-    Decoder,
-    DecoderSettings,
-    attend,
-    count_parameters,
-    derive_decoder,
-    export_tensors,
-    import_tensors,
-    llama_config,
-    load_decoder,
-    naive_attention,
-    read_llama_config,
-    save_decoder,
-    to_llama,
-)
+from llmbook.architecture import count_parameters, Decoder, DecoderSettings, derive_decoder
+from llmbook.attention import attend, Attention, naive_attention
+from llmbook.bridge import export_tensors, import_tensors, llama_config, load_decoder
+from llmbook.bridge import read_llama_config, save_decoder, to_llama
 from llmbook.core import CorruptFileError, InputError, ResourceError, SettingsError
 
 SMALL = DecoderSettings(120, 2, 48, 4, 2, 80, 32, head_width=12)

@@ -753,7 +753,8 @@ def test_observer_can_refuse():
 def test_decoder_behind_the_service(tmp_path):
     import torch
 
-    from llmbook.architecture import Decoder, derive_decoder, save_decoder
+    from llmbook.architecture import Decoder, derive_decoder
+    from llmbook.bridge import save_decoder
     from llmbook.generation import Sampling, complete
     from llmbook.tokenization import train_tokenizer
 

@@ -10,7 +10,8 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from llmbook.architecture import Decoder, DecoderSettings, load_decoder, save_decoder
+from llmbook.architecture import Decoder, DecoderSettings
+from llmbook.bridge import load_decoder, save_decoder
 from llmbook.core import InputError, SettingsError, write_json
 from llmbook.finetuning import (
     FinetuneSettings, Instruction, LabelledExample, answer_losses, as_conversations,

@@ -85,7 +85,7 @@ def test_transformers_opens_the_models(run):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from llmbook.architecture import load_decoder
+    from llmbook.bridge import load_decoder
 
     for name in ("model", "chat"):
         ids = AutoTokenizer.from_pretrained(run / name)("os.path.join joins", return_tensors="pt").input_ids

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from llmbook.architecture import Decoder, DecoderSettings, load_decoder
+from llmbook.architecture import Decoder, DecoderSettings
+from llmbook.bridge import load_decoder
 from llmbook.core import InputError, ResourceError, SettingsError, write_json
 from llmbook.objectives import Autoregressive, Windows, heldout_windows
 from llmbook.optimisation import TrainSettings, schedule_rate

@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings as budget, strategies as st
 
-from llmbook.architecture import Decoder, DecoderSettings, load_decoder, save_decoder
+from llmbook.architecture import Decoder, DecoderSettings
+from llmbook.bridge import load_decoder, save_decoder
 from llmbook.core import CorruptFileError, InputError, LlmbookError, SettingsError, seal, set_seed, write_json
 from llmbook.generation import Sampling, complete
 from llmbook.quantization import (
