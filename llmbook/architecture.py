@@ -408,7 +408,7 @@ def embed(
         raise InputError("segments for a modern encoder", "none", "join the texts with a separator")
     return self.embedding_norm(x)
 
-
+# %% ../nbs/04b_architecture.ipynb #019b763c
 @patch
 def encode(
     self: Encoder,
@@ -436,7 +436,7 @@ def encode(
         x = block(x, rotary=rotary, mask=seen)
     return self.norm(x)
 
-
+# %% ../nbs/04b_architecture.ipynb #ef4228f0
 @patch
 def states(
     self: Encoder,
