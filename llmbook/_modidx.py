@@ -106,8 +106,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'llmbook/architecture.py'),
                                       'llmbook.architecture.EncoderSettings.modern': ( 'architecture.html#encodersettings.modern',
                                                                                        'llmbook/architecture.py'),
-                                      'llmbook.architecture.EncoderSettings.order': ( 'architecture.html#encodersettings.order',
-                                                                                      'llmbook/architecture.py'),
                                       'llmbook.architecture.FeedForward': ('architecture.html#feedforward', 'llmbook/architecture.py'),
                                       'llmbook.architecture.FeedForward.__init__': ( 'architecture.html#feedforward.__init__',
                                                                                      'llmbook/architecture.py'),
