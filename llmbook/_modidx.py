@@ -165,6 +165,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'llmbook.bridge._compare_checksums': ('bridge.html#_compare_checksums', 'llmbook/bridge.py'),
                                 'llmbook.bridge._count_tokens': ('bridge.html#_count_tokens', 'llmbook/bridge.py'),
                                 'llmbook.bridge._cut': ('bridge.html#_cut', 'llmbook/bridge.py'),
+                                'llmbook.bridge._join_twins': ('bridge.html#_join_twins', 'llmbook/bridge.py'),
                                 'llmbook.bridge._name_bert': ('bridge.html#_name_bert', 'llmbook/bridge.py'),
                                 'llmbook.bridge._name_blocks': ('bridge.html#_name_blocks', 'llmbook/bridge.py'),
                                 'llmbook.bridge._name_llama': ('bridge.html#_name_llama', 'llmbook/bridge.py'),

@@ -331,6 +331,20 @@ def export_tensors(
         tensors |= zip(theirs, _cut(settings, state[ours], len(theirs)), strict=True)
     return tensors
 
+
+def _join_twins(family: Family, tensors: dict[str, Tensor], settings: Shape) -> dict[str, Tensor]:
+    "Fill in a weight that is stored under its other name only; two that are one must agree."
+    ours = {name for names in family.names(settings).values() for name in names}
+    for name, first in family.twins.items():
+        if name in tensors:
+            tensors.setdefault(first, tensors[name])
+        elif name in ours and first in tensors:
+            tensors[name] = tensors[first].clone()
+        if name in tensors and name not in ours and not torch.equal(tensors[name], tensors[first]):
+            raise InputError(f"`{name}` differs from `{first}`", "equal weights",
+                             "open this model with transformers")
+    return tensors
+
 # %% ../nbs/04c_bridge.ipynb #1a2b3ed7
 def import_tensors(
     settings: Shape,  # the shape the weights belong to
@@ -340,13 +354,7 @@ def import_tensors(
     family = find_family(settings)
     with torch.device("meta"):
         model = family.model(settings)
-    wanted = export_tensors(model)
-    for name, first in family.twins.items():
-        if name not in wanted and name in tensors:  # two names for one weight: they must agree
-            tensors = {first: tensors[name]} | dict(tensors)
-            if not torch.equal(tensors[name], tensors[first]):
-                raise InputError(f"`{name}` differs from `{first}`", "equal weights",
-                                 "open this model with transformers")
+    wanted, tensors = export_tensors(model), _join_twins(family, dict(tensors), settings)
     for name, weight in wanted.items():
         if name not in tensors or tensors[name].shape != weight.shape:
             found = f"of shape {tuple(tensors[name].shape)}" if name in tensors else "missing"
