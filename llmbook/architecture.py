@@ -451,9 +451,12 @@ def states(
 def score(
     self: Encoder,
     states: Tensor,  # (..., d) of the positions to guess
-) -> Tensor:  # (..., v)
+    logits: bool = True,  # false: transformed states, for a loss that makes its own logits
+) -> Tensor:  # (..., v), or (..., d): `output_weight` and `output_bias` turn them into logits
     "Logits of the token at each of these positions."
     transformed = self.transform_norm(F.gelu(self.transform(states)))
+    if not logits:
+        return transformed
     return F.linear(transformed, self.output_weight, self.output_bias)
 
 # %% ../nbs/04b_architecture.ipynb #3dc56cef
