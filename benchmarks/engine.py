@@ -162,19 +162,21 @@ def main() -> None:
         f"engine, {given.streams} streams": engine_side(lean, tokenizer, short, given.tokens, given.streams),
         f"engine, {given.streams} streams, 8 bits": engine_side(eight, tokenizer, short, given.tokens, given.streams),
     }, given.rounds)}
+    count = count_parameters(decoder.settings)
+    what = f"{given.streams} requests of {given.prompt} + {given.tokens} tokens, {given.threads} threads"
+    print(Table(results["streams"], f"{count / 1e6:.1f}M parameters, {what}"), flush=True)
     long = min(given.long, decoder.settings.context - 1)
     common = draw(long * 9 // 10)
     prompts = [common + draw(long - len(common)) for _ in range(9)]
     for name, together in (("one at a time", False), ("eight together", True)):
-        results[name] = measure({
+        rows = measure({
             "without reuse": prefix_side(lean, tokenizer, prompts, together, False),
             "with reuse": prefix_side(lean, tokenizer, prompts, together, True),
         }, given.rounds)
-    count = count_parameters(decoder.settings)
-    what = f"{given.streams} requests of {given.prompt} + {given.tokens} tokens, {given.threads} threads"
-    print(Table(results["streams"], f"{count / 1e6:.1f}M parameters, {what}"))
-    for name in list(results)[1:]:
-        print(Table(results[name], f"\nprompts of {long:,} tokens, nine tenths in common, {name}"))
+        kept = ("side", "first token p50 [s]", "p95 [s]", "p50 ratio", "p50 range")
+        results[name] = [{column: row[column] for column in kept} for row in rows]
+        caption = f"\nprompts of {long:,} tokens, nine tenths in common, {name}"
+        print(Table(results[name], caption), flush=True)
     if given.output:
         write_json(given.output, {"settings": vars(given), "parameters": count, "results": results})
 

@@ -188,7 +188,8 @@ def _place(cache: PagedCache, chunks: Sequence[Chunk]) -> _Places:
     return _Places(ids, positions, in_rows, vectors(pages, size, offsets))
 
 # %% ../nbs/07d_paging.ipynb #70026667
-_GROUP = 8  # rows in one call: fewer stretch less, but one call costs as much as 100 positions
+# of 32 streams: 7 % slower than one call for all if lengths are equal, 60 % faster if one is long
+_GROUP = 4
 
 
 class _Singles(NamedTuple):
