@@ -148,18 +148,20 @@ class PagedCache:
             here = slice(at * self.size, (at + 1) * self.size)
             self.rows[:, row, :, here] = self.pages[:, page]
 
-    @torch.inference_mode()
-    def leave(
-        self,
-        row: int,  # that ends
-        last: int,  # the highest row in use; it moves to the place of `row`
-        length: int,  # positions of the longer of the two
-    ) -> None:
-        "Close the gap, and wipe what is no longer used: not a number, once there, would spread."
-        held = self.rows[:, :, :, :length]
-        if last != row:
-            held[:, row] = held[:, last]
-        held[:, last] = 0
+# %% ../nbs/07d_paging.ipynb #c8e4d2c7
+@patch
+@torch.inference_mode()
+def leave(
+    self: PagedCache,
+    row: int,  # that ends
+    last: int,  # the highest row in use; it moves to the place of `row`
+    length: int,  # positions of the longer of the two
+) -> None:
+    "Close the gap, and wipe what is no longer used: not a number, once there, would spread."
+    held = self.rows[:, :, :, :length]
+    if last != row:
+        held[:, row] = held[:, last]
+    held[:, last] = 0
 
 # %% ../nbs/07d_paging.ipynb #e07d490e
 class Chunk(NamedTuple):
