@@ -22,6 +22,7 @@ from torch import Tensor
 
 # %% ../nbs/05b_contrastive.ipynb #7e7cea53
 from .core import InputError
+from .losses import check_positive, mean_loss
 
 # %% ../nbs/05b_contrastive.ipynb #0295d7f6
 def _unit(vectors: Tensor) -> Tensor:
@@ -36,11 +37,6 @@ def _need_pairs(*groups: Tensor) -> None:
         raise InputError(f"vectors of shape {tuple(one.shape)} and {tuple(other.shape)}",
                          "(n, d), the same shape for all", "give each vector its partner")
 
-
-def _mean(losses: Tensor) -> Tensor:
-    "The mean; 0 with zero gradient if there is nothing."
-    return losses.sum() / max(losses.numel(), 1)
-
 # %% ../nbs/05b_contrastive.ipynb #e1179958
 def cosine_similarity_loss(
     one: Tensor,  # (n, d), any length
@@ -50,7 +46,7 @@ def cosine_similarity_loss(
     "Make the cosine of each pair what it was graded (Reimers and Gurevych, 2019)."
     _need_pairs(one, other)
     _need_grades(targets, len(one), -1)
-    return _mean(((_unit(one) * _unit(other)).sum(1) - targets).square())
+    return mean_loss(((_unit(one) * _unit(other)).sum(1) - targets).square())
 
 
 def mean_squared_loss(
@@ -59,7 +55,7 @@ def mean_squared_loss(
 ) -> Tensor:  # scalar: mean over all entries
     "Stand where the teacher stands (Reimers and Gurevych, 2020)."
     _need_pairs(vectors, targets)
-    return _mean((vectors - targets.detach()).square())
+    return mean_loss((vectors - targets.detach()).square())
 
 
 def _need_grades(grades: Tensor, count: int, lowest: int) -> None:
@@ -79,7 +75,7 @@ def info_nce(
 ) -> Tensor:  # scalar, nats: how hard it is to find one's own key
     "Find each query's own key among all keys (van den Oord and others, 2018)."
     _need_keys(queries, keys, exclude)
-    _need_positive("temperature", temperature)
+    check_positive("temperature", temperature, "learn its logarithm: it stays positive")
     with torch.autocast(queries.device.type, enabled=False):
         scores = _unit(queries) @ _unit(keys).T / temperature
     own = torch.arange(len(queries), device=queries.device)
@@ -97,7 +93,7 @@ def ranking_loss(
     symmetric: bool = False,  # let the first n documents find their queries too
 ) -> Tensor:  # scalar, nats
     "Multiple negatives ranking (Henderson and others, 2017), as in sentence-transformers."
-    _need_positive("scale", scale)
+    check_positive("scale", scale)
     forth = info_nce(queries, documents, 1 / scale, exclude)
     if not symmetric:
         return forth
@@ -115,15 +111,6 @@ def _need_keys(queries: Tensor, keys: Tensor, exclude: Tensor | None) -> None:
     if exclude is not None and (exclude.shape != shape or exclude.dtype != torch.bool):
         raise InputError(f"exclude of {exclude.dtype} and shape {tuple(exclude.shape)}",
                          f"bool of shape {shape}", "compare each query with each key")
-
-
-def _need_positive(name: str, value: float | Tensor) -> None:
-    if isinstance(value, Tensor) and value.device.type != "cpu":
-        return  # a look at it would stop the device
-    number = value.item() if isinstance(value, Tensor) else value
-    if not 0 < number < math.inf:
-        raise InputError(f"{name} = {number:g}", "a number above 0",
-                         "learn its logarithm, so that it stays positive")
 
 # %% ../nbs/05b_contrastive.ipynb #227d4e28
 def clip_loss(
@@ -145,7 +132,7 @@ def siglip_loss(
 ) -> Tensor:  # scalar, nats per image
     "Decide for each pair alone whether it matches (Zhai and others, 2023)."
     _need_pairs(images, texts)
-    _need_positive("the scale", log_scale.exp())
+    check_positive("the scale", log_scale.exp())
     with torch.autocast(images.device.type, enabled=False):
         scores = _unit(images) @ _unit(texts).T * log_scale.exp() + bias
     signs = 2 * torch.eye(len(images), device=scores.device, dtype=scores.dtype) - 1
@@ -175,10 +162,10 @@ def margin_loss(
 ) -> Tensor:  # scalar
     "Draw the same together, push others to a margin (Hadsell and others, 2006)."
     _need_pairs(one, other)
-    _need_positive("margin", margin)
+    check_positive("margin", margin)
     _need_grades(same, len(one), 0)
     away, same = _distances(one, other, distance), same.float()
-    return _mean(0.5 * (same * away.square() + (1 - same) * F.relu(margin - away).square()))
+    return mean_loss(0.5 * (same * away.square() + (1 - same) * F.relu(margin - away).square()))
 
 
 def triplet_loss(
@@ -190,9 +177,9 @@ def triplet_loss(
 ) -> Tensor:  # scalar
     "Bring the positive nearer than the negative, by a margin (Schroff and others, 2015)."
     _need_pairs(anchors, positives, negatives)
-    _need_positive("margin", margin)
+    check_positive("margin", margin)
     near = _distances(anchors, positives, distance)
-    return _mean(F.relu(near - _distances(anchors, negatives, distance) + margin))
+    return mean_loss(F.relu(near - _distances(anchors, negatives, distance) + margin))
 
 # %% ../nbs/05b_contrastive.ipynb #3c4c91c3
 def matryoshka_loss(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['token_losses', 'check_labels', 'bits_per_byte', 'perplexity_of', 'chunked_loss', 'choose_chunk',
-           'weighted_cross_entropy', 'causal_cross_entropy', 'masked_cross_entropy', 'shift_right',
-           'denoising_cross_entropy', 'diffusion_weights', 'diffusion_cross_entropy']
+           'weighted_cross_entropy', 'causal_cross_entropy', 'mean_loss', 'check_positive', 'masked_cross_entropy',
+           'shift_right', 'denoising_cross_entropy', 'diffusion_weights', 'diffusion_cross_entropy']
 
 # %% ../nbs/05a_losses.ipynb #a8b6722d
 import math
@@ -31,7 +31,8 @@ def token_losses(
 ) -> Tensor:  # like labels: -ln P(label) in nats, 0 where ignored
     "The loss of every position on its own."
     check_labels(labels, tuple(logits.shape), ignore_index)
-    rows, wanted = logits.flatten(0, -2).float(), labels.flatten().long()
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    rows, wanted = logits.flatten(0, -2).to(wide), labels.flatten().long()
     losses = F.cross_entropy(rows, wanted, ignore_index=ignore_index, reduction="none")
     return losses.view(labels.shape)
 
@@ -243,6 +244,29 @@ def causal_cross_entropy(
     "The mean of -ln P(next token); labels stand beside the states that predict them."
     options = (chunk, ignore_index, smoothing, z_loss)
     return weighted_cross_entropy(states, output_weight, labels, None, *options)
+
+# %% ../nbs/05a_losses.ipynb #c49d8963
+def mean_loss(
+    losses: Tensor,  # (...) one number per position, pair or sequence
+    counted: Tensor | None = None,  # (...) of bool: those that count; none: all
+) -> Tensor:  # scalar
+    "The mean over what counts; 0 with zero gradient, never NaN, where nothing does."
+    if counted is None:
+        return losses.sum() / max(losses.numel(), 1)
+    return losses.masked_fill(~counted, 0).sum() / counted.sum().clamp(min=1)
+
+
+def check_positive(
+    name: str,  # how the caller calls it
+    value: float | Tensor,  # a scalar; on a device other than the CPU it is not looked at
+    do: str = "choose another",  # what to do about it
+) -> None:
+    "Raise `InputError` for a number that is 0, negative, infinite or NaN."
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        return  # a look at it would stop the device
+    number = value.item() if isinstance(value, Tensor) else value
+    if not 0 < number < math.inf:
+        raise InputError(f"{name} = {number:g}", "a number above 0", do)
 
 # %% ../nbs/05a_losses.ipynb #65b55df2
 def masked_cross_entropy(
