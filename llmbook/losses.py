@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['token_losses', 'check_labels', 'bits_per_byte', 'perplexity_of', 'chunked_loss', 'choose_chunk',
-           'weighted_cross_entropy', 'causal_cross_entropy', 'mean_loss', 'check_positive', 'masked_cross_entropy',
-           'shift_right', 'denoising_cross_entropy', 'diffusion_weights', 'diffusion_cross_entropy']
+           'weighted_cross_entropy', 'causal_cross_entropy', 'mean_loss', 'check_positive', 'LargestTensor',
+           'masked_cross_entropy', 'shift_right', 'denoising_cross_entropy', 'diffusion_weights',
+           'diffusion_cross_entropy']
 
 # %% ../nbs/05a_losses.ipynb #a8b6722d
 import math
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 
 # %% ../nbs/05a_losses.ipynb #8d8379a3
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # %% ../nbs/05a_losses.ipynb #a724225e
 from .core import InputError
@@ -267,6 +269,18 @@ def check_positive(
     number = value.item() if isinstance(value, Tensor) else value
     if not 0 < number < math.inf:
         raise InputError(f"{name} = {number:g}", "a number above 0", do)
+
+# %% ../nbs/05a_losses.ipynb #6f353149
+class LargestTensor(TorchDispatchMode):
+    "Remember, inside a `with` block, the size of the largest result of any operation."
+
+    entries = 0  # numbers in the largest tensor so far
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.entries = max(self.entries, result.numel())
+        return result
 
 # %% ../nbs/05a_losses.ipynb #65b55df2
 def masked_cross_entropy(
