@@ -94,7 +94,7 @@ def move_weights(
 
 # %% ../nbs/05d_landscapes.ipynb #5d8fe35a
 def _paint(ax, picture, lowest: float, highest: float, colours: str):
-    "Losses as an image of few pixels, which browsers smooth; contours alone fill megabytes."
+    "Losses as an image, one pixel per place; filled contours would take megabytes."
     x, y, shown = picture.x, picture.y, picture.losses.clamp(lowest, max(highest, lowest + 1e-9))
     half = float(x[1] - x[0]) / 2, float(y[1] - y[0]) / 2
     edges = (float(x[0]) - half[0], float(x[-1]) + half[0],
@@ -102,6 +102,12 @@ def _paint(ax, picture, lowest: float, highest: float, colours: str):
     ax.grid(False)
     return ax.imshow(shown.numpy(), colours, extent=edges, origin="lower", aspect="auto",
                      interpolation="none")
+
+
+def _draw_line(picture, title: str) -> Drawing:
+    fig, ax = figure("step [lengths of the weights]", "loss", title, (4.8, 3.2))
+    ax.plot(picture.x, picture.losses[0])
+    return Drawing(fig)
 
 # %% ../nbs/05d_landscapes.ipynb #cd950542
 @dataclass(frozen=True)
@@ -125,9 +131,7 @@ class Surface:
         "Draw it as a map, or as a curve if it has one direction."
         title = self.title or f"Loss around {self.centre:.3g}"
         if len(self.y) == 1:
-            fig, ax = figure("step [lengths of the weights]", "loss", title, (4.8, 3.2))
-            ax.plot(self.x, self.losses[0])
-            return Drawing(fig)
+            return _draw_line(self, title)
         finite = self.losses[self.losses.isfinite()]
         highest = highest or float(finite.quantile(0.9))
         lowest = float(finite.min())
@@ -248,7 +252,8 @@ class ForceField:
         thin = slice(every // 2, None, every)
         forces = self.forces[thin, thin].reshape(-1, 2)
         size = forces.norm(dim=1, keepdim=True)
-        ways = torch.where(size > 1e-4 * size.max(), forces / size.clamp(min=1e-30), math.nan)
+        seen = size > 1e-3 * size.quantile(0.9)  # not the largest: slopes can be endless
+        ways = torch.where(seen, forces / size.clamp(min=1e-30), math.nan)
         tails = torch.cartesian_prod(self.y[thin], self.x[thin]).flip(1)
         ax.plot(*_arrows(tails, ways, float(self.x[1] - self.x[0]) * every).T, "k", linewidth=0.7)
         for x, y, name in marks:
