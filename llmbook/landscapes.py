@@ -230,6 +230,15 @@ def sharpness(
         return _number(loss(model)) - here
 
 # %% ../nbs/05d_landscapes.ipynb #7d209e90
+def _arrows(tails: Tensor, ways: Tensor, room: float) -> Tensor:
+    "All arrows as one broken line, (6 n, 2): a path of its own for each would fill the page."
+    side = torch.stack([-ways[:, 1], ways[:, 0]], 1)
+    tips = tails + 0.8 * room * ways
+    barbs = [tips - 0.25 * room * (ways + sign * 0.6 * side) for sign in (1, -1)]
+    gap = torch.full_like(tips, math.nan)
+    return torch.stack([tails, tips, barbs[0], tips, barbs[1], gap], 1).flatten(0, 1)
+
+# %% ../nbs/05d_landscapes.ipynb #6581b416
 @dataclass(frozen=True)
 class ForceField:
     "The loss of a point in the plane, and where it is pulled."
@@ -266,15 +275,6 @@ class ForceField:
 
     def _repr_html_(self) -> str:
         return self.draw()._repr_html_()
-
-
-def _arrows(tails: Tensor, ways: Tensor, room: float) -> Tensor:
-    "All arrows as one broken line, (6 n, 2): a path of its own for each would fill the page."
-    side = torch.stack([-ways[:, 1], ways[:, 0]], 1)
-    tips = tails + 0.8 * room * ways
-    barbs = [tips - 0.25 * room * (ways + sign * 0.6 * side) for sign in (1, -1)]
-    gap = torch.full_like(tips, math.nan)
-    return torch.stack([tails, tips, barbs[0], tips, barbs[1], gap], 1).flatten(0, 1)
 
 # %% ../nbs/05d_landscapes.ipynb #030aec5f
 def force_field(
