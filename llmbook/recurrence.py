@@ -208,7 +208,8 @@ class GatedConvolution(nn.Module):
         check_sequence(x, self.width)
         before = x.new_zeros(len(x), self.past, self.width) if state is None else state
         longer = torch.cat((before, x), 1)
-        return F.glu(self.convolve(longer.mT).mT, -1), longer[:, x.shape[1] :]
+        last = longer[:, x.shape[1] :].clone()  # a view would keep the whole text alive
+        return F.glu(self.convolve(longer.mT).mT, -1), last
 
 
 def receptive_field(
@@ -271,6 +272,9 @@ class AttentionLayer(nn.Module):
         super().__init__()
         self.width, self.rotary = width, rotary
         self.attention = Attention(width, heads, kernel=kernel)
+        if rotary and self.attention.head_width % 2:
+            raise SettingsError(f"heads of {self.attention.head_width} channels",
+                                "an even number, for rotary pairs", "change heads or width")
 
     def forward(
         self,
@@ -285,10 +289,12 @@ class AttentionLayer(nn.Module):
         store = _Store(state)
         y = self.attention(x, rotary=angles, causal=True, cache=store)
         reach = getattr(self.attention.kernel, "reach", None) or 0  # 0: keep all
-        kept = (part[..., -reach:, :] for part in (store.keys, store.values))
+        kept = store.keys, store.values
+        if 0 < reach < store.keys.shape[-2]:
+            kept = (part[..., -reach:, :].clone() for part in kept)
         return y, (*kept, before + x.shape[1])
 
-
+# %% ../nbs/04d_recurrence.ipynb #51361a0b
 class _Store:
     "Keys and values of one layer, as the cache that `Attention` asks for."
 
@@ -311,8 +317,11 @@ def match_width(
     "Find the width at which a model has a wanted number of parameters."
     best, distance = 0, float("inf")
     for width in widths:
-        with torch.device("meta"):
-            size = sum(p.numel() for p in build(width).parameters())
+        try:
+            with torch.device("meta"):
+                size = sum(p.numel() for p in build(width).parameters())
+        except SettingsError:  # not a multiple of the heads, say
+            continue
         if abs(size - parameters) < distance:
             best, distance = width, abs(size - parameters)
         if size > parameters:

@@ -279,7 +279,7 @@ class CompressedPast(NamedTuple):
     recent: Tensor  # inputs of the last full segments
     current: Tensor  # inputs of the segment that is being read
 
-
+# %% ../nbs/04e_sparsity.ipynb #2b9cbff9
 class CompressiveLayer(nn.Module):
     "Attention over a segment, a memory of recent segments and a compressed one (Rae, 2019)."
 
@@ -295,12 +295,13 @@ class CompressiveLayer(nn.Module):
         through: bool = False,  # let gradients flow back into the memories
     ):
         super().__init__()
-        if min(segment, recent, compressed) < 1 or segment % rate or recent % segment:
-            raise SettingsError(f"segment {segment}, recent {recent}, rate {rate}",
-                                "recent a multiple of the segment, segment one of the rate")
+        sizes = min(segment, recent, compressed) > 0 and not segment % rate + recent % segment
+        if not sizes or check_heads(width, heads) % 2:
+            raise SettingsError(f"segment {segment}, recent {recent}, rate {rate}, width {width}",
+                                "recent a multiple of the segment, segment one of the rate, "
+                                "heads of an even width")
         self.width, self.heads, self.segment, self.rate = width, heads, segment, rate
         self.recent, self.compressed, self.through = recent, compressed, through
-        check_heads(width, heads)
         self.ask = nn.Linear(width, width, bias=False)
         self.give = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
@@ -315,7 +316,8 @@ class CompressiveLayer(nn.Module):
         "Read t more tokens; `auxiliary` is the reconstruction loss of this call."
         check_sequence(x, self.width)
         self.auxiliary = None
-        return _read_segments(self, x, state or CompressedPast(*(x[:, :0],) * 3))
+        nothing = x.new_zeros(len(x), 0, self.width)
+        return _read_segments(self, x, state or CompressedPast(nothing, nothing, nothing))
 
     @property
     def span(self) -> int:
