@@ -59,7 +59,8 @@ def grow(lengths: list[int], width: int, rounds: int, largest: float) -> tuple[l
         summary.append({
             "layer": name, "longest": last["tokens"],
             **{key: last[key] for key in ("learn [µs/token]", "write [µs/token]")},
-            "peak [MB]": last["peak [B]"] / 1e6, "resident [MB]": last["resident [B]"] / 1e6, "state [kB]": last["state [B]"] / 1e3,
+            "peak [MB]": last["peak [B]"] / 1e6,
+            "resident [MB]": last["resident [B]"] / 1e6, "state [kB]": last["state [B]"] / 1e3,
             "time ~ t^": 1 + own["learn [µs/token]"], "peak ~ t^": own["peak [B]"], "state ~ t^": own["state [B]"],
             "resident ~ t^": fit_exponent(*zip(*system, strict=True)) if len(system) > 1 else float("nan"),
         })
