@@ -5,7 +5,7 @@ matrices, rate of the tables, warm-up, start, averaging, weight decay, fall, and
 finer), on a seed of its own. AdamW too
 may have two rates, one for the matrices and one for embeddings and norms: that is its largest gain.
 Then both train whole runs, each with its own schedule, at several lengths and on fresh seeds. The
-steps a side needs to the target, AdamW's mean loss at its middle length, are read off its curve for
+steps a side needs to the target, AdamW's mean loss at its third length, are read off its curve for
 each seed (straight lines over the logarithm of the steps); the ratio is paired by seed.
     python benchmarks/steps_to_loss.py [TEXT] [--result RESULT.json] [--seeds 5] [--threads 1]
 Without a text it takes documentation of the standard library. A result file that exists is gone on with.
@@ -31,8 +31,8 @@ from llmbook.pretraining import initialise_weights
 from llmbook.tokenization import BytePairs, train_bpe
 
 SHAPE = {"depth": 2, "width": 128, "heads": 2, "hidden": 384, "context": 64}
-VOCABULARY, ROWS, SWEEP_STEPS, SWEEP_SEED = 1024, 16, 160, 100
-LENGTHS = {"AdamW": (150, 200, 270), "Muon": (75, 100, 135, 180)}
+VOCABULARY, ROWS, SWEEP_SEED = 1024, 16, 100
+SIDES, LENGTHS = ("AdamW", "Muon"), (0.7, 0.95, 1.25, 1.7)  # of the final runs, in lengths of the sweep
 FALLS = ("linear", "cosine", "stable, then linear")
 GRID = {  # the same for both sides: a step of Muon is scaled to the size of AdamW's
     "matrix_rate": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
@@ -44,8 +44,9 @@ GRID = {  # the same for both sides: a step of Muon is scaled to the size of Ada
     "fall": FALLS,
 }
 REFINE = (1 / math.sqrt(2), 1.0, math.sqrt(2))  # a second look at the two rates
-AVERAGING = {  # the past's share: AdamW's two betas, or Muon's momentum
-    "AdamW": ((0.9, 0.95), (0.9, 0.99), (0.8, 0.95)), "Muon": (0.95, 0.9, 0.98),
+AVERAGING = {  # the past's share: AdamW's two betas; Muon's momentum and the betas of the tables
+    "AdamW": ((0.9, 0.95), (0.9, 0.99), (0.8, 0.95)),
+    "Muon": ((0.95, 0.9, 0.95), (0.9, 0.8, 0.95), (0.95, 0.8, 0.95)),
 }
 START = {
     "matrix_rate": 4e-3, "table_rate": 1e-2, "warmup": 0.1, "start": "zeroed outputs",
@@ -58,7 +59,7 @@ class Corpus:
 
     def __init__(self, text: str, vocabulary: int = VOCABULARY):
         cut = len(text) * 9 // 10
-        tokenizer = BytePairs(train_bpe([text[:cut]], vocabulary))
+        tokenizer = BytePairs(train_bpe([text[:cut]], vocabulary) if vocabulary else [])
         self.vocabulary, self.tokenizer = len(tokenizer.tokens), tokenizer
         self.learn = np.array(tokenizer.encode(text[:cut]), np.uint16)
         self.tokens = np.array(tokenizer.encode(text[cut:]), np.uint16)
@@ -100,7 +101,7 @@ def make_optimisers(model: torch.nn.Module, side: str, choice: dict) -> list:
     "AdamW with two rates, or Muon for the matrices and AdamW for the tables."
     matrices, tables = share_out(model)
     decay, averaging = choice["weight_decay"], AVERAGING[side][choice["averaging"]]
-    betas = averaging if side == "AdamW" else (0.9, 0.95)
+    momentum, betas = averaging[0], averaging[-2:]
     groups = [{"params": tables, "lr": choice["table_rate"], "weight_decay": 0.0}]
     if side == "AdamW":
         rate = choice["matrix_rate"]
@@ -108,7 +109,7 @@ def make_optimisers(model: torch.nn.Module, side: str, choice: dict) -> list:
         return [torch.optim.AdamW(groups, betas=betas, fused=True)]
     pieces = [{"params": [p], "parts": parts} for p, parts in matrices.items()]
     dtype = training_dtype(torch.device("cpu"))
-    muon = Muon(pieces, choice["matrix_rate"], averaging, weight_decay=decay, dtype=dtype)
+    muon = Muon(pieces, choice["matrix_rate"], momentum, weight_decay=decay, dtype=dtype)
     return [torch.optim.AdamW(groups, betas=betas, fused=True), muon]
 
 
@@ -172,13 +173,13 @@ class Memory:
             write_json(self.path, self.found)
 
 
-def sweep(memory: Memory, corpus: Corpus, side: str) -> tuple[dict, int]:
+def sweep(memory: Memory, corpus: Corpus, side: str, steps: int) -> tuple[dict, int]:
     "Tune coordinate by coordinate, the two rates twice; the best choice and the number of runs."
     choice, tried = dict(START), {}
 
     def score(candidate: dict) -> float:
         key = f"{side} " + " ".join(f"{k}={v}" for k, v in candidate.items())
-        work = lambda: run(corpus, side, candidate, SWEEP_STEPS, SWEEP_SEED)
+        work = lambda: run(corpus, side, candidate, steps, SWEEP_SEED)
         tried[key] = memory.ask(f"sweep {key}", work)["loss"]
         return tried[key]
 
@@ -222,44 +223,49 @@ def main() -> None:
     parser.add_argument("--result")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="small matrices gain little from two")
+    parser.add_argument("--steps", type=int, default=160, help="of each run of the sweep")
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="tokens; 0: bytes")
     options = parser.parse_args()
     set_threads(options.threads)
     keep_memory()
     text = read_text(options.text)
-    corpus = Corpus(text)
-    identity = {"characters": len(text), "shape": SHAPE, "rows": ROWS, "steps": SWEEP_STEPS}
+    corpus = Corpus(text, options.vocabulary)
+    lengths = [round(share * options.steps) for share in LENGTHS]
+    identity = {"characters": len(text), "shape": SHAPE, "rows": ROWS, "steps": options.steps}
+    if options.vocabulary != VOCABULARY:
+        identity["vocabulary"] = options.vocabulary
     memory = Memory(options.result, identity)
     print(f"{SHAPE}, vocabulary {corpus.vocabulary}, {ROWS} rows a step, "
-          f"{training_dtype(torch.device('cpu'))}; sweep of {SWEEP_STEPS} steps")
+          f"{training_dtype(torch.device('cpu'))}; sweep of {options.steps} steps")
     chosen, curves = {}, {}
-    for side in LENGTHS:
-        chosen[side], count = sweep(memory, corpus, side)
+    for side in SIDES:
+        chosen[side], count = sweep(memory, corpus, side, options.steps)
         print(f"{side}: {chosen[side]} of {count} runs", flush=True)
     for seed in range(options.seeds):
-        for side, lengths in LENGTHS.items():
+        for side in SIDES:
             for steps in lengths:
                 work = lambda: run(corpus, side, chosen[side], steps, seed)  # noqa: B023
                 name = f"final {side} {chosen[side]} {steps} {seed}"
                 curves.setdefault((side, seed), {})[steps] = memory.ask(name, work)["loss"]
-    report(memory, chosen, curves, options.seeds)
+    report(memory, chosen, curves, options.seeds, lengths)
 
 
-def report(memory: Memory, chosen: dict, curves: dict, seeds: int) -> None:
+def report(memory: Memory, chosen: dict, curves: dict, seeds: int, lengths: list[int]) -> None:
     "Mean curves, the steps to the target, the ratio and its interval."
     rows = []
-    for side, lengths in LENGTHS.items():
+    for side in SIDES:
         for steps in lengths:
             losses = [curves[side, seed][steps] for seed in range(seeds)]
             spread = statistics.stdev(losses) if seeds > 1 else math.nan
             mean = statistics.fmean(losses)
             rows.append({"side": side, "steps": steps, "bits per byte": f"{mean:.4f}", "± seed": f"{spread:.4f}"})
     print(Table(rows))
-    middle = LENGTHS["AdamW"][1]
+    middle = lengths[2]
     target = statistics.fmean(curves["AdamW", seed][middle] for seed in range(seeds))
-    needs = {side: [steps_needed(curves[side, s], target) for s in range(seeds)] for side in LENGTHS}
+    needs = {side: [steps_needed(curves[side, s], target) for s in range(seeds)] for side in SIDES}
     ratios = [a / m for a, m in zip(needs["AdamW"], needs["Muon"], strict=True)]
     mean, low, high = interval(ratios)
-    for side in LENGTHS:
+    for side in SIDES:
         print(f"{side:6} steps to {target:.4f} by seed: {[round(n) for n in needs[side]]}")
     print(f"AdamW needs {mean:.2f} x the steps of Muon (95 % interval {low:.2f} to {high:.2f}, "
           f"{seeds} seeds; each seed: {[round(r, 2) for r in ratios]})")
