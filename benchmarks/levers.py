@@ -6,7 +6,7 @@ paired by seed with the base: bits per byte of held-out text at equal steps, wit
 at equal time, where the change of the processor time per step is turned into steps along the base's
 own curve. `exports` names the family of transformers that can hold the model; the claim is checked by
 loading the trained weights there and comparing logits. Levers the base has are measured by removal.
-    python benchmarks/levers.py [TEXT] [--result RESULT.json] [--seeds 3] [--only NAME,NAME]
+    python benchmarks/levers.py [TEXT] [--result RESULT.json] [--seeds 3] [--only "NAME;NAME"]
 Without a text it takes documentation of the standard library. A result file that exists is gone on with.
 """
 
@@ -338,6 +338,8 @@ LEVERS = [
     Lever("weight decay 0.3", optimise=kin("", weight_decay=0.3)),
     Lever("cautious weight decay 0.3", optimise=kin("cautious weight decay", weight_decay=0.3)),
     Lever("three turns", optimise=kin("", turns=3)),
+    Lever("momentum 0.9", optimise=kin("", momentum=0.9)),
+    Lever("momentum 0.9, table betas 0.8, 0.95", optimise=kin("", momentum=0.9, betas=(0.8, 0.95))),
     Lever("table betas 0.8, 0.95", optimise=kin("", betas=(0.8, 0.95))),
     Lever("table betas 0.9, 0.99", optimise=kin("", betas=(0.9, 0.99))),
     Lever("matrix rate × 1.5", optimise=kin("", matrix=1.5)),
@@ -375,8 +377,8 @@ class Cap(nn.Module):
         return self.inner.cap * torch.tanh(self.inner(ids) / self.inner.cap)
 
 
-def train_one(corpus: Corpus, lever: Lever, steps: int, seed: int) -> tuple[dict, Decoder]:
-    "A whole training with one lever."
+def train_steps(corpus: Corpus, lever: Lever, steps: int, seed: int) -> tuple[dict, Decoder]:
+    "A whole training with one lever, not scored."
     set_seed(seed)
     settings = DecoderSettings(
         corpus.vocabulary, SHAPE["depth"], SHAPE["width"], SHAPE["heads"], SHAPE["heads"],
@@ -390,9 +392,23 @@ def train_one(corpus: Corpus, lever: Lever, steps: int, seed: int) -> tuple[dict
     objective = kind(corpus.learn, SHAPE["context"], ROWS, seed)
     batch = lever.batch(corpus, seed, steps) if lever.batch else None
     rate = lambda step: lever.rate(step, steps)
-    spent = learn(model, objective, lever.optimise(model), steps, rate, batch)
+    return learn(model, objective, lever.optimise(model), steps, rate, batch), model
+
+
+def train_one(corpus: Corpus, lever: Lever, steps: int, seed: int) -> tuple[dict, Decoder]:
+    "A whole training with one lever, and its held-out bits per byte."
+    spent, model = train_steps(corpus, lever, steps, seed)
     scored = Cap(model) if hasattr(model, "cap") else model
     return spent | {"loss": heldout_bits_per_byte(scored, corpus, rows=64)}, model
+
+
+def measure_cost(corpus: Corpus, lever: Lever, rounds: int = 4, steps: int = 6) -> float:
+    "Processor time of a step against the base's, both interleaved; the least of the rounds."
+    spent = {}
+    for _ in range(rounds):
+        for one in (LEVERS[0], lever):
+            spent.setdefault(one.name, []).append(train_steps(corpus, one, steps, 0)[0]["cpu"])
+    return min(spent[lever.name]) / min(spent["base"])
 
 
 def export(model: Decoder, family: str) -> nn.Module:
@@ -447,8 +463,8 @@ def main() -> None:
     parser.add_argument("--result")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", default="", help="names of levers, separated by commas")
-    parser.add_argument("--stack", default="", help="names whose changes are made together, too")
+    parser.add_argument("--only", default="", help="names of levers, separated by semicolons")
+    parser.add_argument("--stack", default="", help="names, separated by semicolons: their changes together, too")
     options = parser.parse_args()
     set_threads(options.threads)
     keep_memory()
@@ -456,12 +472,12 @@ def main() -> None:
     corpus = Corpus(text)
     identity = {"characters": len(text), "shape": SHAPE, "rows": ROWS, "steps": STEPS, "base": BASE}
     memory = Memory(options.result, identity)
-    names = {name for name in options.only.split(",") if name}
+    names = {name for name in options.only.split(";") if name}
     if unknown := names - {lever.name for lever in LEVERS}:
         raise SystemExit(f"no lever {unknown}; there are {[lever.name for lever in LEVERS]}")
     wanted = [one for one in LEVERS if not names or one.name in names or one.name == "base"]
     if options.stack:
-        wanted.append(stack(options.stack.split(",")))
+        wanted.append(stack(options.stack.split(";")))
 
     def ask(lever: Lever, steps: int, seed: int) -> dict:
         def work() -> dict:
@@ -477,7 +493,10 @@ def main() -> None:
         for lever in wanted:
             found = ask(lever, STEPS, seed)
             print(f"seed {seed}  {lever.name:36} {found['loss']:.4f}  {found['cpu']:.1f} s", flush=True)
-    rows = tabulate(wanted, ask, options.seeds)
+    cost = lambda lever: memory.ask(
+        f"cost {lever.name}", lambda: {"cost": measure_cost(corpus, lever)}
+    )["cost"]
+    rows = tabulate(wanted, ask, cost, options.seeds)
     print(Table(rows, f"bits per byte after {STEPS} steps; below zero is better"))
     memory.found["table"] = rows
     memory.save()
@@ -503,7 +522,7 @@ def stack(names: list[str]) -> Lever:
     return result
 
 
-def tabulate(wanted: list[Lever], ask: Callable, seeds: int) -> list[dict]:
+def tabulate(wanted: list[Lever], ask: Callable, measure: Callable, seeds: int) -> list[dict]:
     "Paired differences with the base, at equal steps and at equal time."
     from scipy.stats import t
 
@@ -519,9 +538,9 @@ def tabulate(wanted: list[Lever], ask: Callable, seeds: int) -> list[dict]:
         half = math.nan
         if seeds > 1:
             half = t.ppf(0.975, seeds - 1) * statistics.stdev(changes) / math.sqrt(seeds)
-        cost = statistics.median(r["cpu"] / b["cpu"] for r, b in zip(runs, base, strict=True))
-        timed = mean - slope * math.log(cost)
         first = lever.name == "base"
+        cost = 1.0 if first else measure(lever)
+        timed = mean - slope * math.log(cost)
         rows.append({
             "lever": lever.name, "bits per byte": f"{statistics.fmean(r['loss'] for r in runs):.4f}",
             "equal steps": "" if first else f"{mean:+.4f}", "± 95 %": "" if first else f"{half:.4f}",
