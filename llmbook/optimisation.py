@@ -120,6 +120,8 @@ class TrainSettings:
     learning_rate: float = 1e-2  # AdamW's peak
     matrix_rate: float = 7e-3  # Muon's peak, for the matrices inside the blocks
     weight_decay: float = 0.0  # share of a matrix lost per unit of learning rate
+    momentum: float = 0.95  # share of the past in Muon's mean; 0.9 suits short runs
+    table_momentum: float = 0.9  # the same for AdamW; 0.8 suits short runs
     warmup: float = 0.02  # share of the steps in which the rate rises
     decay: float = 1.0  # share of the steps, at the end, in which it falls to zero
     fall: Literal["linear", "cosine"] = "linear"  # shape of the fall
@@ -136,7 +138,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         limits = {
             "steps": (1, math.inf), "learning_rate": (0, 1), "matrix_rate": (0, 1),
-            "weight_decay": (0, 10), "warmup": (0, 1), "decay": (0, 1), "clip": (0, math.inf),
+            "weight_decay": (0, 10), "momentum": (0, 0.999), "table_momentum": (0, 0.999),
+            "warmup": (0, 1), "decay": (0, 1), "clip": (0, math.inf),
             "micro_batch": (0, math.inf), "checkpoint_every": (1, math.inf), "keep": (1, 100),
             "seed": (0, math.inf),
         }
@@ -201,10 +204,12 @@ def build_optimisers(
     adam = [{"params": rest, "weight_decay": 0.0}] if rest else []
     if settings.optimiser == "adamw" and matrices:
         adam.append({"params": list(matrices), "weight_decay": decay})
-    built = [torch.optim.AdamW(adam, lr=rate, betas=(0.9, 0.95), fused=True)] if adam else []
+    betas = (settings.table_momentum, 0.95)
+    built = [torch.optim.AdamW(adam, lr=rate, betas=betas, fused=True)] if adam else []
     if settings.optimiser == "muon" and matrices:
         groups = [{"params": [p], "parts": parts} for p, parts in matrices.items()]
-        built.append(Muon(groups, settings.matrix_rate, weight_decay=decay, dtype=dtype))
+        options = {"weight_decay": decay, "dtype": dtype}
+        built.append(Muon(groups, settings.matrix_rate, settings.momentum, **options))
     return built
 
 
