@@ -19,7 +19,7 @@ import torch
 from decode_speed import random_decoder
 
 from llmbook.architecture import Decoder, count_parameters
-from llmbook.bridge import load_decoder, to_llama
+from llmbook.bridge import load_decoder, to_transformers
 from llmbook.core import Table, set_seed, set_threads, write_json
 from llmbook.engine import Engine, EngineSettings
 from llmbook.generation import LeanDecoder, Sampling
@@ -46,7 +46,7 @@ def generate_side(decoder: Decoder, prompts: list[list[int]], tokens: int) -> Ca
     "Decode one after another; tokens made, and seconds from the common arrival to each first token."
     from transformers import GenerationConfig
 
-    llama = to_llama(decoder).eval()
+    llama = to_transformers(decoder).eval()
     config = GenerationConfig(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, bos_token_id=None,
                               eos_token_id=None, pad_token_id=0)
 

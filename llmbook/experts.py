@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 # %% ../nbs/04f_experts.ipynb #16f737cc
 from .architecture import Decoder, DecoderSettings, SwiGLU, count_parts
-from .bridge import read_llama_config
+from .bridge import read_config
 from .core import InputError, SettingsError
 
 # %% ../nbs/04f_experts.ipynb #9fcc29f0
@@ -217,11 +217,11 @@ def from_mixtral(
     config = model.config.to_dict()
     if config.get("model_type") != "mixtral":
         raise InputError(f"a model of type `{config.get('model_type')}`", "mixtral",
-                         "use `from_llama` for a model without experts")
+                         "use `from_transformers` for a model without experts")
     count, k = config["num_local_experts"], config["num_experts_per_tok"]
     if k < 2:
         raise InputError("one expert for each token, with weight 1", "two or more", "see `route`")
-    settings = read_llama_config(config | {"model_type": "llama"})
+    settings = read_config(config | {"model_type": "llama"})
     decoder, given = use_experts(Decoder(settings), count, k, 0.0, 0.0), model.state_dict()
     state = {"embedding": given["model.embed_tokens.weight"], "norm": given["model.norm.weight"]}
     if not settings.tied:

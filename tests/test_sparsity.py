@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from llmbook.architecture import Decoder, DecoderSettings
 from llmbook.attention import naive_attention
-from llmbook.bridge import to_llama
+from llmbook.bridge import to_transformers
 from llmbook.core import InputError, SettingsError, set_seed
 from llmbook.recurrence import AttentionLayer, LayeredModel, train_recall
 from llmbook.sparsity import (
@@ -87,7 +87,7 @@ def test_decoder_with_a_window_is_mistral(seed, window, kv):
 
     set_seed(seed)
     ours = Decoder(DecoderSettings(90, 3, 48, 4, kv, 80, 64, tied=False), SlidingWindow(window))
-    llama = to_llama(ours)
+    llama = to_transformers(ours)
     config = llama.config.to_dict() | {"model_type": "mistral", "sliding_window": window}
     theirs = MistralForCausalLM(MistralConfig(**config))
     theirs.load_state_dict(llama.state_dict())
