@@ -10,8 +10,8 @@ from hypothesis import given, settings as budget, strategies as st
 from llmbook.architecture import Decoder, DecoderSettings
 from llmbook.core import InputError, SettingsError, set_seed
 from llmbook.generation import (
-    KeyValueCache, LeanDecoder, Sampling, adjust_logits, ban_repeated_ngrams, beam_search, chat_ids, choose_token,
-    complete, contrastive_search, end_tokens, keep_min_p, keep_top_k, keep_top_p, keep_typical, next_logits,
+    KeyValueCache, LeanDecoder, Sampling, adjust_logits, ban_repeated_ngrams, chat_ids, choose_token,
+    complete, end_tokens, keep_min_p, keep_top_k, keep_top_p, keep_typical, next_logits,
     read_sampling, stream,
 )
 from llmbook.tokenization import train_tokenizer
@@ -190,24 +190,6 @@ def test_a_cut_distribution_draws_what_it_should():
     draws = [choose_token(kept, 1.0, generator) for _ in range(2000)]
     assert set(draws) == {0, 1}
     assert draws.count(0) / 2000 == pytest.approx(math.e / (1 + math.e), abs=0.04)
-
-
-def test_beams_reach_what_trying_everything_reaches(tokenizer):
-    model = build(len(tokenizer))
-    found = beam_search(model, [7, 8], beams=64, max_tokens=2, length_penalty=0.0)[0]
-    with torch.inference_mode():
-        first = next_logits(model, torch.tensor([[7, 8]]))[0].log_softmax(-1)
-        rows = torch.tensor([[7, 8, token] for token in range(len(first))])
-        both = first[:, None] + next_logits(model, rows).log_softmax(-1)
-    assert found.score == pytest.approx(float(both.max()), abs=1e-3)
-    assert found.tokens == tuple(divmod(int(both.argmax()), len(first)))
-
-
-def test_searches_refuse_nonsense(model):
-    for call in (lambda: beam_search(model, [7], 0), lambda: contrastive_search(model, [7], penalty=2.0),
-                 lambda: beam_search(model, [7], 2, 0)):
-        with pytest.raises(SettingsError):
-            call()
 
 
 def test_messages_cannot_forge_turns(tokenizer):
