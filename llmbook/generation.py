@@ -44,7 +44,8 @@ def memorise(
     "Train a small decoder for a moment: a model to play with, not one to use."
     set_seed(0)
     model, end = Decoder(settings), tokenizer.eos_token_id
-    ids = torch.tensor([end, *(token for text in texts for token in [*tokenizer(text).input_ids, end])])
+    pages = [token for text in texts for token in (*tokenizer(text).input_ids, end)]
+    ids = torch.tensor([end, *pages])
     t = min(t, len(ids) - 2)
     optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, steps)
@@ -402,7 +403,9 @@ class Continuation:
         self.sampling, self.allow, self.ends = sampling, allow, end_tokens(tokenizer)
         self.left = min(sampling.max_tokens, context - len(self.ids))
         self.words, self.generator = TextStream(tokenizer, sampling.stop), torch.Generator()
-        self.generator.seed() if sampling.seed is None else self.generator.manual_seed(sampling.seed)
+        self.generator.seed()  # from the system's chance
+        if sampling.seed is not None:
+            self.generator.manual_seed(sampling.seed)
         self.finish_reason: str | None = None
 
     def scores(
@@ -679,7 +682,9 @@ def states(
 
 # %% ../nbs/07a_generation.ipynb #e014e94b
 @patch
-def _attend(self: LeanDecoder, mixed: torch.Tensor, turns: torch.Tensor, memory: list) -> torch.Tensor:
+def _attend(
+    self: LeanDecoder, mixed: torch.Tensor, turns: torch.Tensor, memory: list
+) -> torch.Tensor:
     (b, t, _, e), h, kv = mixed.shape, self.settings.heads, self.settings.key_value_heads
     keys, values, new_keys, new_values = memory
     pairs = mixed[:, :, : h + kv].float().unflatten(-1, (e // 2, 2))
