@@ -180,21 +180,6 @@ class PromptLookup(Guesser):
         for at in range(match, len(self.tokens)):
             self.followers[tuple(self.tokens[at - match : at])] = at
 
-    def propose(
-        self,
-        state: Continuation,  # the request so far
-        most: int,  # more tokens are of no use
-    ) -> Guess:  # at most `most` tokens
-        "Look up where the text may go on, if the guard allows it."
-        self._read(state.ids)
-        if self.place is None:
-            self.place = self.followers.get(tuple(self.tokens[-self.match :]))
-        count = min(most, self.length)
-        if self.place is None or count < 1 or not self.guard.allows(count):
-            return Guess([])
-        period = len(self.tokens) - self.place  # what has begun to repeat is taken to go on
-        return Guess([self.tokens[self.place + i % period] for i in range(count)])
-
     def learn(
         self,
         guessed: int,  # tokens proposed
@@ -208,6 +193,23 @@ class PromptLookup(Guesser):
             self.length = min(self.most, 2 * guessed if kept == guessed else max(4, kept + 1))
 
 # %% ../nbs/07c_speculation.ipynb #0bd3d7f7
+@patch
+def propose(
+    self: PromptLookup,
+    state: Continuation,  # the request so far
+    most: int,  # more tokens are of no use
+) -> Guess:  # at most `most` tokens
+    "Look up where the text may go on, if the guard allows it."
+    self._read(state.ids)
+    if self.place is None:
+        self.place = self.followers.get(tuple(self.tokens[-self.match :]))
+    count = min(most, self.length)
+    if self.place is None or count < 1 or not self.guard.allows(count):
+        return Guess([])
+    period = len(self.tokens) - self.place  # what has begun to repeat is taken to go on
+    return Guess([self.tokens[self.place + i % period] for i in range(count)])
+
+
 @patch
 def _read(self: PromptLookup, ids: Sequence[int]) -> None:
     "Add the tokens that are new."
@@ -287,7 +289,7 @@ def build_copier(
         _write_heads(decoder.blocks[0].attention, decoder.blocks[1].attention)
     return decoder
 
-
+# %% ../nbs/07c_speculation.ipynb #94d9dd3e
 def _write_heads(back: Attention, find: Attention) -> None:
     "Three heads that look back one, two, three places; one that finds the same three tokens."
     one, speeds = torch.eye(32), 1e8 ** (-torch.arange(96) / 96)
