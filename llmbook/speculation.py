@@ -260,6 +260,7 @@ class Guard:
             # a step that was interrupted says nothing about the model
             usual = seconds if self.plain is None else min(seconds, 2 * self.plain)
             self.plain = usual if self.plain is None else 0.8 * self.plain + 0.2 * usual
+        if not guessed or self.plain is None:
             return
         took = min(max(seconds / self.plain, 1.0), 1.0 + guessed)
         self.price[guessed] = 0.7 * self.price.get(guessed, took) + 0.3 * took
@@ -333,6 +334,8 @@ class DraftModel(Guesser):
             self.cache = KeyValueCache(settings, room, like=self.model.norm.weight)
         self.cache.length = min(self.cache.length, len(ids) - 1)
         count = min(most, self.length, self.cache.capacity - len(ids))
+        if max(ids[self.cache.length :]) >= settings.vocabulary:
+            return Guess([])  # padding of the large one's vocabulary: the small one cannot read it
         for _ in range(count):
             fresh = torch.tensor([ids[self.cache.length :]], device=self.cache.keys.device)
             logits = next_logits(self.model, fresh, self.cache)[0]
