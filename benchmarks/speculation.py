@@ -112,7 +112,8 @@ def summarise(kind: str, found: list[tuple]) -> list[dict]:
         rows.append({
             "text": kind, "side": name, "tokens/s": round(1 / statistics.median(s[name] for s, _, _ in found)),
             "speed-up": round(statistics.median(ratios), 3), "documents": f"{min(ratios):.2f}–{max(ratios):.2f}",
-            "tokens": sum(count for _, _, count in found), "guesses kept": kept, "tokens/step": round(total("tokens") / total("steps"), 2) if kept else "",
+            "tokens": sum(count for _, _, count in found), "guesses kept": kept,
+            "tokens/step": round(total("tokens") / total("steps"), 2) if kept else "",
         })
     return rows
 

@@ -51,6 +51,11 @@ class Whim(Guard):
         return bool(torch.rand(()) < 0.7)
 
 
+def eager() -> PromptLookup:
+    """A guesser that the clock does not stop."""
+    return PromptLookup(guard=Guard(99))
+
+
 requests = st.builds(
     Sampling, max_tokens=st.integers(1, 60), temperature=st.sampled_from([0.0, 0.0, 0.5, 1.0]), top_k=st.sampled_from([0, 5]),
     top_p=st.sampled_from([1.0, 0.9]), repetition_penalty=st.sampled_from([1.0, 1.2]),
@@ -69,7 +74,10 @@ def odd_tokens(generated) -> torch.Tensor:
 
 
 @budget(max_examples=120, deadline=None)
-@given(which=st.integers(0, 2), ids=prompts, sampling=requests, match=st.integers(1, 4), most=st.integers(1, 20), ruled=st.booleans())
+@given(
+    which=st.integers(0, 2), ids=prompts, sampling=requests, match=st.integers(1, 4), most=st.integers(1, 20),
+    ruled=st.booleans(),
+)
 def test_lookup_changes_nothing(models, tokenizer, which, ids, sampling, match, most, ruled):
     model, allow = models[which], odd_tokens if ruled else None
     plain = list(stream(model, tokenizer, ids, sampling, allow=allow))
@@ -165,15 +173,18 @@ def test_drawn_texts_have_the_distribution_of_the_model(tokenizer, changes):
 
 
 def test_a_model_keeps_all_its_own_guesses(models, tokenizer):
-    guesser = DraftModel(models[0], 6)
-    done = gather_pieces(speculate(models[0], tokenizer, [40, 41], Sampling(max_tokens=60, temperature=1.0, seed=3), guesser=guesser), 2)
+    guesser, sampling = DraftModel(models[0], 6), Sampling(max_tokens=60, temperature=1.0, seed=3)
+    done = gather_pieces(speculate(models[0], tokenizer, [40, 41], sampling, guesser=guesser), 2)
     assert guesser.tally.guessed - guesser.tally.kept <= (done.finish_reason == "stop") * 6
-    again = speculate(models[0], tokenizer, [40, 41], Sampling(max_tokens=60, temperature=1.0, seed=3), guesser=DraftModel(models[0], 6))
+    again = speculate(models[0], tokenizer, [40, 41], sampling, guesser=DraftModel(models[0], 6))
     assert gather_pieces(again, 2) == done  # same seed, same text
 
 
 @budget(max_examples=100, deadline=None)
-@given(st.floats(0, 6), st.floats(0, 0.5), st.lists(st.integers(0, 4), min_size=1, max_size=300), st.floats(0, 0.1), st.floats(0, 4))
+@given(
+    st.floats(0, 6), st.floats(0, 0.5), st.lists(st.integers(0, 4), min_size=1, max_size=300), st.floats(0, 0.1),
+    st.floats(0, 4),
+)
 def test_the_guard_bounds_the_loss(fixed, per_token, kept, tolerance, credit):
     guard = Guard(tolerance, credit)
     guard.record(0, 0, 0.01)
@@ -200,8 +211,8 @@ def test_a_wrong_guesser_loses_only_what_the_guard_allows(models, tokenizer):
 def test_the_copier_quotes_as_a_decoder_should(tokenizer):
     copier = build_copier(len(tokenizer), depth=3)
     ids = tokenizer("Open a file and read").input_ids
-    guesser = PromptLookup(guard=Guard(99))
-    done = list(speculate(LeanDecoder.of(copier), tokenizer, [*ids, 9, *ids[:4]], Sampling(max_tokens=len(ids) - 4), guesser=guesser))
+    guesser, model, sampling = eager(), LeanDecoder.of(copier), Sampling(max_tokens=len(ids) - 4)
+    done = list(speculate(model, tokenizer, [*ids, 9, *ids[:4]], sampling, guesser=guesser))
     assert [piece.token for piece in done] == ids[4:]
     assert guesser.tally.steps < len(done)
 
@@ -210,9 +221,9 @@ def test_ends_and_refusals(models, tokenizer):
     model = models[2]
     ids = [40, 41, 90, 200] * 5
     clock = iter([False, False, True])
-    pieces = list(speculate(model, tokenizer, ids, Sampling(max_tokens=90), lambda: next(clock), guesser=PromptLookup(guard=Guard(99))))
+    pieces = list(speculate(model, tokenizer, ids, Sampling(max_tokens=90), lambda: next(clock), guesser=eager()))
     assert pieces[-1].finish_reason == "cancelled" and pieces[-1].token is None
-    full = gather_pieces(speculate(model, tokenizer, ids * 5, Sampling(max_tokens=500), guesser=PromptLookup(guard=Guard(99))), 100)
+    full = gather_pieces(speculate(model, tokenizer, ids * 5, Sampling(max_tokens=500), guesser=eager()), 100)
     assert (len(full.tokens), full.finish_reason) == (20, "length")
     assert len(list(speculate(model, tokenizer, ids, Sampling(max_tokens=1)))) == 1
     with pytest.raises(InputError, match="empty"):
@@ -237,7 +248,7 @@ def test_a_small_draft_context_ends_the_guessing_not_the_text(models, tokenizer)
 def test_half_precision_runs(tokenizer):
     model = LeanDecoder.of(build_copier(len(tokenizer)).bfloat16())
     ids = tokenizer("Open a file and read").input_ids
-    done = list(speculate(model, tokenizer, [*ids, 9, *ids[:4]], Sampling(max_tokens=len(ids) - 4), guesser=PromptLookup(guard=Guard(99))))
+    done = list(speculate(model, tokenizer, [*ids, 9, *ids[:4]], Sampling(max_tokens=len(ids) - 4), guesser=eager()))
     assert [piece.token for piece in done] == ids[4:]  # its choices are clear even when rounded
 
 
