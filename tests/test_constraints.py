@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, assume, given, settings as budget, strategie
 from llmbook.architecture import Decoder, DecoderSettings
 from llmbook.core import InputError, ResourceError, set_seed
 from llmbook.constraints import Constraint, ForcedText, Walk
-from llmbook.generation import LeanDecoder, Sampling, complete, gather_pieces, stream
+from llmbook.generation import LeanDecoder, complete, gather_pieces, stream
+from llmbook.sampling import Sampling
 from llmbook.speculation import Guard, PromptLookup, speculate
 from llmbook.tokenization import end_tokens, train_tokenizer
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings as budget, strategies as st
 from llmbook.architecture import Decoder, DecoderSettings
 from llmbook.bridge import to_llama
 from llmbook.core import InputError, SettingsError, set_seed
-from llmbook.generation import LeanDecoder, Sampling, complete, next_logits
+from llmbook.generation import LeanDecoder, complete, next_logits
+from llmbook.sampling import Sampling
 from llmbook.search import beam_search, contrast, contrastive_search
 from llmbook.tokenization import train_tokenizer
 
