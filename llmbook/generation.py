@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KeyValueCache', 'next_logits', 'score_states', 'TokenBytes', 'TextStream', 'Piece', 'check_prompt', 'Continuation',
-           'stream', 'describe_logprobs', 'Completion', 'complete', 'gather_pieces', 'chat_ids', 'Matrix',
-           'LeanDecoder']
+           'read_logprobs', 'stream', 'describe_logprobs', 'Completion', 'complete', 'gather_pieces', 'chat_ids',
+           'Matrix', 'LeanDecoder']
 
 # %% ../nbs/07a_generation.ipynb #86df2a86
 import codecs
@@ -26,7 +26,7 @@ from .architecture import Decoder, DecoderSettings
 from .attention import attend
 from .bridge import export_tensors
 from .core import InputError
-from .sampling import Sampling, adjust_logits, choose_token, keep_allowed
+from .sampling import Sampling, adjust_logits, choose_token, keep_allowed, seed_generator
 from .tokenization import byte_letters, end_tokens
 
 # %% ../nbs/07a_generation.ipynb #54280107
@@ -208,10 +208,8 @@ class Continuation:
         self.ids, self.prompt_tokens = list(prompt_ids), len(prompt_ids)
         self.sampling, self.allow, self.ends = sampling, allow, end_tokens(tokenizer)
         self.left = min(sampling.max_tokens, context - len(self.ids))
-        self.words, self.generator = TextStream(tokenizer, sampling.stop), torch.Generator()
-        self.generator.seed()  # from the system's chance
-        if sampling.seed is not None:
-            self.generator.manual_seed(sampling.seed)
+        self.words = TextStream(tokenizer, sampling.stop)
+        self.generator = seed_generator(sampling.seed)
         self.finish_reason: str | None = None
 
     def scores(
@@ -238,7 +236,7 @@ def take(
     logits: torch.Tensor,  # (v,) of the model, it was chosen from
 ) -> Piece:  # what the reader sees of it; `finish_reason` tells if it is the last
     "Move on by one token."
-    logprob, top = _logprobs(logits, token, self.sampling.logprobs)
+    logprob, top = read_logprobs(logits, token, self.sampling.logprobs)
     self.ids.append(token)
     self.left -= 1
     text = "" if token in self.ends else self.words.add(token)
@@ -259,7 +257,12 @@ def cancel(
     return Piece(self.words.rest(), None, None, (), "cancelled")
 
 
-def _logprobs(logits: torch.Tensor, token: int, count: int) -> tuple[float | None, tuple]:
+def read_logprobs(
+    logits: torch.Tensor,  # (v,) of the model
+    token: int,  # that was chosen
+    count: int,  # how many of the likeliest to tell; 0: nothing at all
+) -> tuple[float | None, tuple[tuple[int, float], ...]]:  # of the token; of the likeliest
+    "The log-probabilities of a `Piece`."
     if not count:
         return None, ()
     logarithms = logits.log_softmax(-1)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['memorise', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typical', 'penalise_repetition', 'ban_repeated_ngrams',
-           'penalise_counts', 'keep_allowed', 'Sampling', 'read_sampling', 'adjust_logits', 'choose_token']
+           'penalise_counts', 'keep_allowed', 'Sampling', 'read_sampling', 'adjust_logits', 'seed_generator',
+           'choose_token']
 
 # %% ../nbs/07_sampling.ipynb #eb1f9bb1
 import difflib
@@ -242,6 +243,15 @@ def adjust_logits(
     if sampling.min_p > 0:
         logits = keep_min_p(logits, sampling.min_p)
     return keep_typical(logits, sampling.typical_p) if sampling.typical_p < 1 else logits
+
+
+def seed_generator(
+    seed: int | None,  # same seed, same draws; none: different each time
+) -> torch.Generator:  # a source of chance of its own, on the CPU
+    "Make the source of chance of one request."
+    generator = torch.Generator()
+    generator.seed() if seed is None else generator.manual_seed(seed)
+    return generator
 
 
 def choose_token(
