@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 # %% ../nbs/07_sampling.ipynb #e3d77fce
 from .architecture import Decoder, DecoderSettings
-from .core import SettingsError, set_seed
+from .core import InputError, SettingsError, set_seed
 
 # %% ../nbs/07_sampling.ipynb #283be31a
 if TYPE_CHECKING:
@@ -142,6 +142,9 @@ def keep_allowed(
 ) -> torch.Tensor:  # (v,), the others at -inf
     "Keep the tokens that a rule from outside allows, for example a grammar (chapter 07f)."
     rest = logits.shape[-1] - len(allowed)
+    if allowed.dtype != torch.bool or rest < 0 or not allowed.any():
+        given = f"a mask of {len(allowed):,} × {allowed.dtype}, {int(allowed.sum()):,} of them set"
+        raise InputError(given, f"up to {logits.shape[-1]:,} of bool, one of them true or more")
     return logits.masked_fill(~F.pad(allowed.to(logits.device), (0, rest)), -math.inf)
 
 # %% ../nbs/07_sampling.ipynb #45c0373b

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings as budget, strategies as st
 
-from llmbook.core import SettingsError
+from llmbook.core import InputError, SettingsError
 from llmbook.sampling import (
     Sampling, adjust_logits, ban_repeated_ngrams, choose_token, keep_allowed, keep_min_p, keep_top_k, keep_top_p,
     keep_typical, penalise_counts, read_sampling,
@@ -79,6 +79,9 @@ def test_bans_that_leave_nothing_are_lifted_and_rules_from_outside_are_not():
     only = keep_allowed(logits, torch.tensor([True, False]))  # the third is beyond the mask
     assert only.tolist() == [1.0, -math.inf, -math.inf]
     assert adjust_logits(only, [0], Sampling(no_repeat_ngram=1)).argmax() == 0
+    for wrong in (torch.zeros(3, dtype=torch.bool), torch.ones(4, dtype=torch.bool), torch.ones(3)):
+        with pytest.raises(InputError, match="of bool"):
+            keep_allowed(logits, wrong)
 
 
 @pytest.mark.parametrize("request_", [
