@@ -437,7 +437,7 @@ def encode(
 
 # %% ../nbs/04b_architecture.ipynb #ef4228f0
 @patch
-def states(
+def states(  # noqa: F811 (each model has its own)
     self: Encoder,
     ids: Tensor,  # (b, t) token ids
     mask: Tensor | None = None,  # (b, t) of bool: real tokens, not padding
@@ -542,7 +542,7 @@ class EncoderDecoder(nn.Module):
 
 # %% ../nbs/04b_architecture.ipynb #89ba453d
 @patch
-def encode(
+def encode(  # noqa: F811
     self: EncoderDecoder,
     ids: Tensor,  # (b, s) token ids of the text to read
     mask: Tensor | None = None,  # (b, s) of bool: real tokens, not padding

@@ -75,13 +75,14 @@ def _write_encoder(settings: EncoderSettings) -> dict[str, Any]:
             "attention_probs_dropout_prob": 0.0,
         }
     names = ("full_attention", "sliding_attention")
-    kinds, bases = [names[i % s.global_every > 0] for i in range(s.depth)], zip(names, s.bases)
+    kinds = [names[i % s.global_every > 0] for i in range(s.depth)]
+    ropes = [{"rope_type": "default", "rope_theta": base} for base in s.bases]
     return shape | {
         "model_type": "modernbert", "hidden_activation": "gelu", "norm_eps": s.norm_epsilon,
         "norm_bias": False, "attention_bias": False, "mlp_bias": False, "classifier_bias": False,
         "decoder_bias": True, "local_attention": s.window, "layer_types": kinds,
         "global_attn_every_n_layers": s.global_every,
-        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": b} for kind, b in bases},
+        "rope_parameters": dict(zip(names, ropes, strict=True)),
         "cls_token_id": None, "sep_token_id": None,
     }
 

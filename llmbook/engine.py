@@ -24,10 +24,10 @@ from fastcore.basics import patch
 
 # %% ../nbs/07e_engine.ipynb #5afd58ee
 from .core import InputError, ResourceError, SettingsError
-from .generation import Completion, LeanDecoder, Piece, Sampling
-from .generation import adjust_logits, choose_token, score_states
-from .generation import _chance, _check_prompt, _logprobs, _Text
+from .generation import Completion, LeanDecoder, Piece
+from .generation import TextStream, check_prompt, read_logprobs, score_states
 from .paging import Chunk, PagedCache, PagePool, page_keys, read_chunks
+from .sampling import Sampling, adjust_logits, choose_token, keep_allowed, seed_generator
 from .tokenization import end_tokens
 
 # %% ../nbs/07e_engine.ipynb #42f79f00
@@ -80,7 +80,7 @@ class _Request:
     sampling: Sampling
     allow: Allow | None
     salt: str
-    words: _Text
+    words: TextStream
     chance: torch.Generator
     arrived: float
     read: int = 0  # tokens in the cache
@@ -163,7 +163,7 @@ def submit(
 ) -> int:  # number of the request
     "Queue a request; raise `InputError` if it can never run, `ResourceError` if the queue is full."
     ids, settings = list(prompt_ids), self.settings
-    _check_prompt(ids, self.model.settings)
+    check_prompt(ids, self.model.settings)
     most = min(sampling.max_tokens, self.model.settings.context - len(ids))
     need = -(-(len(ids) + most - 1) // settings.page_size)
     if need > settings.pages:
@@ -177,7 +177,7 @@ def submit(
             f"{settings.streams:,} and {settings.waiting:,}", "try again later, or raise `waiting`",
         )
     self._last += 1
-    words, chance = _Text(self.tokenizer, sampling.stop), _chance(sampling)
+    words, chance = TextStream(self.tokenizer, sampling.stop), seed_generator(sampling.seed)
     self.waiting.append(_Request(
         self._last, ids, len(ids), most, sampling, allow, salt, words, chance, self.clock()))
     return self._last
@@ -368,11 +368,11 @@ def _choose(self: Engine, request: _Request, logits: torch.Tensor, best: int) ->
     sampling, words, token = request.sampling, request.words, best
     scores = logits
     if request.allow is not None:
-        scores = _forbid(logits, request.allow(request.tokens[request.prompt :]))
+        scores = keep_allowed(logits, request.allow(request.tokens[request.prompt :]))
     if scores is not logits or not _is_plain(sampling):
-        scores = adjust_logits(scores, request.tokens, sampling)
+        scores = adjust_logits(scores, request.tokens, sampling, request.prompt)
         token = choose_token(scores, sampling.temperature, request.chance)
-    logprob, top = _logprobs(logits, token, sampling.logprobs)
+    logprob, top = read_logprobs(logits, token, sampling.logprobs)
     request.tokens.append(token)
     request.first = self.clock() if request.first is None else request.first
     self._totals["generation_tokens_total"] += 1
@@ -384,19 +384,9 @@ def _choose(self: Engine, request: _Request, logits: torch.Tensor, best: int) ->
 # %% ../nbs/07e_engine.ipynb #53b0dedb
 def _is_plain(sampling: Sampling) -> bool:
     "Whether the likeliest token is the choice."
-    penalised = sampling.no_repeat_ngram or sampling.repetition_penalty != 1
+    counted = sampling.presence_penalty or sampling.frequency_penalty
+    penalised = counted or sampling.no_repeat_ngram or sampling.repetition_penalty != 1
     return not (sampling.temperature or penalised)
-
-
-def _forbid(logits: torch.Tensor, allowed: Any) -> torch.Tensor:
-    fits = isinstance(allowed, torch.Tensor) and allowed.dtype == torch.bool
-    if not fits or allowed.shape != logits.shape or not allowed.any():
-        given = "no token" if fits and allowed.shape == logits.shape else f"{allowed!r:.60}"
-        raise InputError(
-            f"`allow` gave {given}", f"{len(logits):,} truth values, one of them true or more",
-            "return a mask over the vocabulary that leaves a way on",
-        )
-    return logits.masked_fill(~allowed.to(logits.device), -torch.inf)
 
 # %% ../nbs/07e_engine.ipynb #2c2c993f
 @patch

@@ -91,7 +91,8 @@ shapes = st.one_of(
         st.integers(2, 50), st.integers(1, 4)),
     st.builds(lambda h, e, one, two, f, gated, tied: EncoderDecoderSettings(
         50, one, two, 24, h, f, e, gated, tied),
-        st.integers(1, 4), st.integers(1, 9), st.integers(1, 3), st.integers(1, 3), st.integers(1, 40), st.booleans(), st.booleans()),
+        st.integers(1, 4), st.integers(1, 9), st.integers(1, 3), st.integers(1, 3), st.integers(1, 40), st.booleans(),
+        st.booleans()),
 )
 
 
