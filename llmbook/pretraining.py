@@ -28,9 +28,9 @@ from .architecture import derive_decoder
 from .bridge import save_decoder
 from .core import GRAMS_PER_KWH, SettingsError, Table, choose_device, set_seed
 from .objectives import Autoregressive, heldout_bits_per_byte
-from .optimisation import check_limits, pick_settings, training_dtype
+from .optimisation import DEVICES, Device, check_limits, pick_settings, training_dtype
 from .tokenization import TokenShard, load_tokenizer
-from .training import DEVICES, Device, train
+from .training import train
 
 # %% ../nbs/06e_pretraining.ipynb #55b9a584
 @dataclass(frozen=True)
