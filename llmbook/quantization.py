@@ -208,7 +208,7 @@ def quantize_blocks(
     "Quantize the matrices of all blocks, each on inputs from the quantized blocks before it."
     codes = {}
     with torch.no_grad():
-        x, how = decoder.embedding(ids), {"rotary": decoder.rotary(0, ids.shape[1]), "causal": True}
+        x, how = decoder.embedding(ids), {"rotary": decoder.rotary(0, ids.shape[1], ids.device), "causal": True}
         for i, block in enumerate(progress(decoder.blocks, f"{method}, {bits} bits")):
             sums = _gather(block, x, how) if method == "gptq" else {}
             for name in _PARTS:
