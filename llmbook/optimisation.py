@@ -166,6 +166,7 @@ class TrainSettings:
     clip: float = 1.0  # largest norm of the gradient
     micro_batch: int = 0  # rows per forward pass, to save memory; 0: all rows of a step
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where it is fast
+    workers: int = 0  # processes that prepare batches ahead; the order is the same for any number
     compile: bool = False  # torch.compile: pays on a GPU and in long runs only
     shard: bool = False  # spread weights and optimiser over processes (FSDP2)
     checkpoint_every: int = 100  # steps between checkpoints
@@ -179,7 +180,7 @@ class TrainSettings:
             "steps": (1, math.inf), "learning_rate": (0, 1), "matrix_rate": (0, 1),
             "weight_decay": (0, 10), "warmup": (0, 1), "decay": (0, 1), "clip": (0, math.inf),
             "micro_batch": (0, math.inf), "checkpoint_every": (1, math.inf), "keep": (1, 100),
-            "seed": (0, math.inf),
+            "seed": (0, math.inf), "workers": (0, 256),
         }
         check_limits(self, limits)
 

@@ -19,8 +19,9 @@ import warnings
 
 # %% ../nbs/06d_training.ipynb #71bd1b6c
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ from .core import verify, write_json
 from .objectives import Objective
 from .optimisation import TrainSettings, build_optimisers, keep_memory, peak_flops
 from .optimisation import schedule_rate, slice_like, training_dtype, whole_tensor
+from .packing import Prefetch
 
 # %% ../nbs/06d_training.ipynb #b33eb126
 if TYPE_CHECKING:
@@ -154,10 +156,9 @@ def collect_weights(
 def _collect_averages(learner: nn.Module, optimisers: Sequence[Any]) -> dict[str, Tensor]:
     "The optimisers' state as `weight/key`."
     names = {p: name for name, p in learner.named_parameters()}
-    states = [one.state for one in optimisers]
     return {
         f"{names[p]}/{key}": whole_tensor(value).cpu()
-        for state in states for p, entries in state.items() for key, value in entries.items()
+        for one in optimisers for p, entries in one.state.items() for key, value in entries.items()
     }
 
 # %% ../nbs/06d_training.ipynb #2d92c5ca
@@ -184,6 +185,11 @@ def _read_chance(device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor
         draws["cuda"] = torch.cuda.get_rng_state()
     kind, keys, *rest = np.random.get_state()
     return {"python": random.getstate(), "numpy": [kind, keys.tolist(), *rest]}, draws
+
+
+def _remember(learner: nn.Module, device: torch.device) -> tuple[dict, dict, list]:
+    "What a forward pass changes beside the gradients: random generators, running statistics."
+    return *_read_chance(device), [(values, values.clone()) for values in learner.buffers()]
 
 
 def _restore_chance(state: dict[str, Any], draws: dict[str, Tensor]) -> None:
@@ -261,10 +267,9 @@ def _prepare(
 # %% ../nbs/06d_training.ipynb #c91edb18
 def _update(
     accelerator: "Accelerator", called: nn.Module, objective: Objective,
-    settings: TrainSettings, step: int,
+    settings: TrainSettings, batch: dict[str, Tensor],
 ) -> tuple[float, float, int]:
     "Fill the gradients for a step; its loss, the norm before clipping, and its targets."
-    batch = objective.batch(step)
     rows, world = len(next(iter(batch.values()))), accelerator.num_processes
     if rows % world:
         raise SettingsError(f"{rows} rows for {world} processes", "a multiple", "change the batch")
@@ -334,7 +339,7 @@ def identify_training(
     settings: TrainSettings,  # how
 ) -> str:  # SHA-256: equal for trainings that would take the same steps from the same weights
     "Name a training by what decides its steps; where and in which pieces it runs does not."
-    where = {"compile": False, "shard": False, "micro_batch": 0, "device": "auto"}
+    where = {"compile": False, "shard": False, "micro_batch": 0, "device": "auto", "workers": 0}
     what = asdict(replace(settings, checkpoint_every=1, keep=1, keep_memory=True, **where))
     batch = {name: values.tolist() for name, values in objective.batch(0).items()}
     return hash_json([what, type(objective).__name__, batch])
@@ -347,15 +352,17 @@ def _identify_weights(weights: dict[str, Tensor]) -> str:
 # %% ../nbs/06d_training.ipynb #e032eba8
 def _save(
     folder: Path, journal: Journal, accelerator: "Accelerator", learner: Learner,
-    optimisers: list[Any], chance: tuple[dict, dict], keep: int,
+    optimisers: list[Any], before: tuple[dict, dict, list], keep: int,
 ) -> Path:
-    "Gather everything and let the first process write it."
+    "Gather everything, as it was `before`, and let the first process write it."
+    for values, kept in before[2]:
+        values.copy_(kept)
     tensors = {
         "learner": collect_weights(learner),
-        "optimiser": _collect_averages(learner, optimisers), "chance": chance[1],
+        "optimiser": _collect_averages(learner, optimisers), "chance": before[1],
     }
     if accelerator.is_main_process:
-        state = {"journal": asdict(journal), "chance": chance[0]}
+        state = {"journal": asdict(journal), "chance": before[0]}
         save_checkpoint(folder, journal.step, tensors, state, keep)
     accelerator.wait_for_everyone()
     return folder / f"step-{journal.step:08d}"
@@ -597,21 +604,22 @@ def train(
     gauge = Gauge(accelerator, flops or 6 * sum(p.numel() for p in model.parameters()))
     began = journal.step
 
-    def save(chance: tuple[dict, dict] | None = None) -> Path:
-        chance = chance or _read_chance(accelerator.device)
-        return _save(folder, journal, accelerator, learner, optimisers, chance, settings.keep)
+    def save(before: tuple[dict, dict, list] | None = None) -> Path:
+        before = before or _remember(learner, accelerator.device)
+        return _save(folder, journal, accelerator, learner, optimisers, before, settings.keep)
 
     def look() -> None:
         journal.add_point(_look(watch, model, learner))
         gauge.redraw(journal.curve)
 
-    with gauge.show(settings.steps, began) as bar, StopRequest() as stop:
+    fetch = Prefetch(objective, settings.workers)
+    with gauge.show(settings.steps, began) as bar, StopRequest() as stop, closing(fetch):
         for step in range(began, settings.steps):
             if step % watch_every == 0 and (not journal.curve or journal.curve[-1]["step"] < step):
                 look()
-            start, chance = time.perf_counter(), _read_chance(accelerator.device)
-            loss, norm, targets = _run(accelerator, called, objective, settings, step)
-            _guard(loss, norm, settings, lambda chance=chance: save(chance), step)
+            start, before = time.perf_counter(), _remember(learner, accelerator.device)
+            loss, norm, targets = _run(accelerator, called, objective, settings, fetch(step))
+            _guard(loss, norm, settings, partial(save, before), step)
             _take_step(optimisers, rates, schedule_rate(step, settings))
             journal.add_step(loss, targets, seconds := time.perf_counter() - start)
             gauge.update(bar, loss, targets, seconds)
