@@ -74,13 +74,14 @@ def make_inputs(folder: Path) -> dict[str, Path]:
     return inputs
 
 
-def test_stage_writes_a_llama_that_transformers_opens(tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+def test_stage_writes_a_llama_that_transformers_opens(tmp_path, packed):
     from transformers import AutoModelForCausalLM
 
     inputs, output = make_inputs(tmp_path), tmp_path / "model"
     output.mkdir()
     settings = PretrainSettings(
-        depth=2, width=64, context=32, steps=30, points=3, samples=2, precision="float32"
+        depth=2, width=64, context=32, steps=30, points=3, samples=2, precision="float32", packed=packed,
     )
     numbers = pretrain(settings, inputs, output)
     json.dumps(numbers)
