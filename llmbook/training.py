@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write_tensors', 'watch_disk', 'save_checkpoint', 'load_checkpoint', 'collect_weights', 'Learner', 'Journal',
-           'identify_training', 'StopRequest', 'spark_line', 'draw_curve', 'Gauge', 'train']
+           'identify_training', 'StopRequest', 'spark_line', 'Gauge', 'train']
 
 # %% ../nbs/06d_training.ipynb #eabfee57
 import math
@@ -34,13 +34,14 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 # %% ../nbs/06d_training.ipynb #3adf430c
-from .core import CorruptFileError, Drawing, InputError, ResourceError, SettingsError
-from .core import choose_device, figure, hash_json, progress, read_json, seal, set_seed
+from .core import CorruptFileError, InputError, ResourceError, SettingsError
+from .core import choose_device, hash_json, progress, read_json, seal, set_seed
 from .core import verify, write_json
 from .objectives import Objective
 from .optimisation import TrainSettings, build_optimisers, keep_memory, peak_flops
 from .optimisation import schedule_rate, slice_like, training_dtype, whole_tensor
 from .packing import Prefetch
+from .pages import draw_curve
 
 # %% ../nbs/06d_training.ipynb #b33eb126
 if TYPE_CHECKING:
@@ -461,18 +462,6 @@ def spark_line(
     low, high = min(values, default=0.0), max(values, default=0.0)
     return "".join("▁▂▃▄▅▆▇█"[round(7 * (v - low) / (high - low or 1))] for v in values)
 
-
-def draw_curve(
-    curve: list[dict[str, Any]],  # points with `step`, as `train` returns them
-    key: str = "loss",  # which number of the points
-    label: str = "loss [nats per target]",  # of the vertical axis
-) -> Drawing:  # draws itself
-    "Draw one number of a training against its steps."
-    points = [(point["step"], point[key]) for point in curve if key in point]
-    fig, ax = figure("step", label)
-    ax.plot(*zip(*points, strict=True), "o-", markersize=3)
-    return Drawing(fig)
-
 # %% ../nbs/06d_training.ipynb #ee763bc9
 class Gauge:
     "Speed, utilisation and remaining time of a training, while it runs."
@@ -534,7 +523,7 @@ def redraw(
     if self.main and len(losses) > 1 and hasattr(shell, "kernel"):
         from IPython.display import display
 
-        drawing = draw_curve(curve)
+        drawing = draw_curve(curve, "loss")
         if self.shown is None:
             self.shown = display(drawing, display_id=True)
         else:

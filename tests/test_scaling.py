@@ -13,7 +13,7 @@ import pytest
 from llmbook.architecture import DecoderSettings, derive_decoder
 from llmbook.core import InputError, SettingsError
 from llmbook.optimisation import DEVICES, Device
-from llmbook.scaling import Law, Run, bootstrap_laws, compare_devices, fit_law, plan_cost
+from llmbook.scaling import Law, Trial, bootstrap_laws, compare_devices, fit_law, plan_cost
 
 SHAPE = DecoderSettings(64, 2, 32, 2, 2, 48, 16)
 
@@ -40,10 +40,10 @@ def test_bad_plans_are_named():
     assert len(compare_devices(SHAPE, 10**6).rows) == len(DEVICES)
 
 
-def make_runs(law: Law, noise: float = 0.0, seed: int = 0) -> list[Run]:
+def make_runs(law: Law, noise: float = 0.0, seed: int = 0) -> list[Trial]:
     chance = np.random.default_rng(seed)
     return [
-        Run(int(n), int(d), float(law(n, d)) * math.exp(chance.normal(0, noise)))
+        Trial(int(n), int(d), float(law(n, d)) * math.exp(chance.normal(0, noise)))
         for n in np.geomspace(1e6, 1e9, 5) for d in np.geomspace(2e7, 5e10, 5)
     ]
 
@@ -63,7 +63,7 @@ def test_planted_coefficients_are_recovered(law):
 def test_failed_runs_do_not_bend_the_law():
     law = Law(1.8, 482.0, 2085.0, 0.35, 0.37)
     runs = make_runs(law)
-    spoilt = [Run(r.parameters, r.tokens, r.loss * (1.5 if i in (3, 12, 20) else 1)) for i, r in enumerate(runs)]
+    spoilt = [Trial(r.parameters, r.tokens, r.loss * (1.5 if i in (3, 12, 20) else 1)) for i, r in enumerate(runs)]
     assert fit_law(spoilt)(1e10, 2e11) == pytest.approx(law(1e10, 2e11), rel=0.01)
 
 
@@ -91,8 +91,8 @@ def test_intervals_hold_the_truth_and_shrink_with_less_noise():
 
 def test_runs_that_decide_nothing_are_refused():
     runs = make_runs(Law(1.8, 300, 300, 0.3, 0.3))
-    for some in ([], runs[:5], [r for r in runs if r.parameters == runs[0].parameters] * 2, [*runs, Run(1, 1, math.nan)],
-                 [*runs, Run(0, 1, 2.0)]):
+    for some in ([], runs[:5], [r for r in runs if r.parameters == runs[0].parameters] * 2, [*runs, Trial(1, 1, math.nan)],
+                 [*runs, Trial(0, 1, 2.0)]):
         with pytest.raises(InputError, match="6 runs or more"):
             fit_law(some)
 

@@ -22,7 +22,7 @@ from llmbook.architecture import Decoder, DecoderSettings
 from llmbook.core import InputError, ResourceError, SettingsError
 from llmbook.objectives import Autoregressive
 from llmbook.optimisation import Muon, TrainSettings, build_optimisers, keep_memory, orthogonalise
-from llmbook.training import collect_weights, draw_curve, load_checkpoint, save_checkpoint
+from llmbook.training import collect_weights, load_checkpoint, save_checkpoint
 from llmbook.training import spark_line, train
 
 SHAPE = DecoderSettings(64, 2, 32, 2, 2, 48, 16)
@@ -505,7 +505,6 @@ def test_optimisers_share_out_all_weights_once():
 def test_curves_of_any_length():
     assert spark_line([]) == "" and len(spark_line([1.0])) == 1
     assert spark_line([3.0, 2.0, 1.0]) == "█▅▁" or spark_line([3.0, 2.0, 1.0])[::2] == "█▁"
-    assert "<svg" in draw_curve([{"step": 0}, {"step": 1, "loss": 2.0}]).svg
 
 
 def test_workers_change_nothing(tmp_path):
