@@ -603,7 +603,7 @@ def show_plan(
 ) -> None:
     "Say what a training would cost before it starts: operations, hours, money, energy."
     from llmbook.architecture import derive_decoder
-    from llmbook.pretraining import plan_cost
+    from llmbook.scaling import plan_cost
 
     plan = plan_cost(derive_decoder(depth, vocabulary, context), int(tokens), device, count)
     print(Table({"what": what.replace("_", " "), "value": v} for what, v in asdict(plan).items()))
