@@ -64,6 +64,12 @@ class Thing:
     size: str  # a key of `SIZES`
     corner: int  # 0 top left, 1 top right, 2 bottom left, 3 bottom right
 
+    def __post_init__(self) -> None:
+        known = {"form": FORMS, "colour": PAINTS, "size": SIZES, "corner": range(4)}
+        for name, allowed in known.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise InputError(f"{name} = {value!r}", ", ".join(map(str, allowed)))
+
 
 Scene = tuple[Thing, ...]  # one thing, or a left and a right one
 
@@ -102,7 +108,8 @@ def draw_scene(
     grid = (np.arange(side) + 0.5) / side
     picture = chance.uniform(0.35, 0.65) + chance.normal(0, 0.05, (side, side, 3))
     for thing in scene:
-        x, y = 0.27 + 0.46 * np.array(divmod(thing.corner, 2)[::-1]) + chance.uniform(-0.03, 0.03, 2)
+        row, column = divmod(thing.corner, 2)
+        x, y = 0.27 + 0.46 * np.array([column, row]) + chance.uniform(-0.03, 0.03, 2)
         radius = SIZES[thing.size] * chance.uniform(0.9, 1.1)
         outside = FORMS[thing.form]((grid - x) / radius, (grid[:, None] - y) / radius)
         cover = np.clip(0.5 - outside * radius * side, 0, 1)[..., None]
@@ -146,6 +153,8 @@ def draw_pictures(
     columns: int = 6,  # pictures per row
 ) -> Drawing:  # shows itself on the page
     "Hang pictures in rows."
+    if not len(pictures) or len(captions) not in (0, len(pictures)):
+        raise InputError(f"{len(pictures)} pictures, {len(captions)} captions", "as many of both")
     rows = -(-len(pictures) // columns)
     drawing, axes = figure("", "", size=(8.4, 1.75 * rows))
     axes.remove()
@@ -185,6 +194,8 @@ def draw_pairs(
     side: int = 24,  # pixels
 ) -> Pairs:  # pictures and captions
     "Draw pictures and caption them."
+    if count < 1 or not 0 <= double <= 1:
+        raise InputError(f"{count} pictures, double = {double}", "1 or more, from 0 to 1")
     scenes = [invent_scene(chance, 1 + (chance.random() < double), without) for _ in range(count)]
     pictures = np.stack([draw_scene(scene, chance, side) for scene in scenes])
     captions = [caption_scene(scene, chance) for scene in scenes]
@@ -334,6 +345,9 @@ class TextImage:
     ) -> dict[str, Tensor]:  # pictures (rows, side, side, 3), ids and mask (rows, t)
         "The pairs of a step, decided by seed and step alone."
         pictures, captions = self.source(np.random.default_rng([self.seed, step]), self.rows)
+        if not len(pictures) == len(captions) == self.rows:
+            raise InputError(f"{len(pictures)} pictures, {len(captions)} captions",
+                             f"{self.rows} of both", "let the source give as many as it is asked")
         ids, mask = number_captions(self.tokenizer, captions, self.settings.context)
         pictures = check_pictures(pictures, self.settings.side)
         return {"pictures": pictures, "ids": ids, "mask": mask}
@@ -390,9 +404,11 @@ def embed_prompts(
     frames: Sequence[str] = PROMPTS,  # sentences with {} in them, averaged
 ) -> Tensor:  # (labels, space), of length one
     "Where each class lies: the mean of its sentences."
-    wrong = [frame for frame in frames if "{}" not in frame]
-    if wrong or not len(frames) or isinstance(frames, str):
-        raise InputError(f"frames {list(wrong)}", "sentences with {}", "say where the label goes")
+    frames = [frames] if isinstance(frames, str) else list(frames)
+    if not frames or not all("{}" in frame for frame in frames):
+        raise InputError(f"frames {frames}", "sentences with {}", "say where the label goes")
+    if isinstance(labels, str):
+        raise InputError(f"{labels!r}", "a list of labels", "write [label]")
     total = torch.zeros(())
     for frame in frames:
         filled = [frame.replace("{}", label) for label in labels]
@@ -433,6 +449,8 @@ def draw_exam(
     side: int = 24,  # pixels
 ) -> tuple[np.ndarray, list[str]]:  # pictures, and "a colour form" for each
     "Draw pictures whose classes are known."
+    if each < 1 or not len(combinations):
+        raise InputError(f"{each} pictures of {len(combinations)} combinations", "1 or more")
     chance, things = np.random.default_rng([seed, 2**31]), []
     for colour, form in combinations:
         for _ in range(each):
