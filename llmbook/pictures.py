@@ -121,7 +121,8 @@ def draw_scene(
 WORDS = {
     "red": ("red", "scarlet"), "yellow": ("yellow", "golden"), "purple": ("purple", "violet"),
     "circle": ("circle", "disc"), "square": ("square", "box"), "ring": ("ring", "hoop"),
-    "cross": ("cross", "plus sign"), "small": ("small", "tiny", "little"), "large": ("large", "big"),
+    "cross": ("cross", "plus sign"),
+    "small": ("small", "tiny", "little"), "large": ("large", "big"),
 }
 FRAMES = ("{}", "a picture of {}", "{} on grey", "there is {}", "drawing: {}", "we see {}")
 PLACES = (("top left", "upper left"), ("top right", "upper right"),
