@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 # %% ../nbs/06i_pictures.ipynb #6110ad56
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 # %% ../nbs/06i_pictures.ipynb #d54e9c4e
@@ -257,33 +258,37 @@ class TextImageModel(nn.Module):
                 part.requires_grad_(False)
             tower.output_bias.requires_grad_(False)
 
-    def encode_texts(
-        self,
-        ids: Tensor,  # (n, t) token ids
-        mask: Tensor,  # (n, t) of bool: real tokens, not padding
-    ) -> Tensor:  # (n, space), of length one
-        "Where captions lie."
-        real = mask[..., None]
-        mean = (self.text.states(ids, mask) * real).sum(1) / real.sum(1)
-        return F.normalize(self.text_out(mean), dim=-1)
-
-    def encode_images(
-        self,
-        pictures: Tensor,  # (n, side, side, 3), 0 … 1
-    ) -> Tensor:  # (n, space), of length one
-        "Where pictures lie."
-        x = self.patches(cut_patches(2 * pictures - 1, self.settings.patch))
-        x = self.image.embedding_norm(x + self.image.embedding.weight)
-        return F.normalize(self.image_out(self.image.encode(x).mean(1)), dim=-1)
-
 # %% ../nbs/06i_pictures.ipynb #59a23052
+@patch
+def encode_texts(
+    self: TextImageModel,
+    ids: Tensor,  # (n, t) token ids
+    mask: Tensor,  # (n, t) of bool: real tokens, not padding
+) -> Tensor:  # (n, space), of length one
+    "Where captions lie."
+    real = mask[..., None]
+    mean = (self.text.states(ids, mask) * real).sum(1) / real.sum(1)
+    return F.normalize(self.text_out(mean), dim=-1)
+
+
+@patch
+def encode_images(
+    self: TextImageModel,
+    pictures: Tensor,  # (n, side, side, 3), 0 … 1
+) -> Tensor:  # (n, space), of length one
+    "Where pictures lie."
+    x = self.patches(cut_patches(2 * pictures - 1, self.settings.patch))
+    x = self.image.embedding_norm(x + self.image.embedding.weight)
+    return F.normalize(self.image_out(self.image.encode(x).mean(1)), dim=-1)
+
+# %% ../nbs/06i_pictures.ipynb #ff60e6e1
 def cut_patches(
     pictures: Tensor,  # (n, side, side, 3)
-    patch: int,  # pixels, a divisor of side
-) -> Tensor:  # (n, patches, 3 · patch²), row by row
+    edge: int,  # pixels, a divisor of side
+) -> Tensor:  # (n, patches, 3 · edge²), row by row
     "Cut pictures into squares that do not overlap."
-    n, side = len(pictures), pictures.shape[1] // patch
-    squares = pictures.reshape(n, side, patch, side, patch, 3)
+    n, side = len(pictures), pictures.shape[1] // edge
+    squares = pictures.reshape(n, side, edge, side, edge, 3)
     return squares.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
 
 # %% ../nbs/06i_pictures.ipynb #58ab2cec
