@@ -1,0 +1,170 @@
+"""What the same compute learns under each objective: hidden tokens guessed, missing spans written.
+
+The documentation of Python and of some installed distributions is split so that near-duplicates stay
+on one side. Every objective trains a model of the same width for the same number of floating-point
+operations by the same loop. Then all fill the same gaps of held-out text: gaps of one token, and gaps
+of about three. A model that cannot tell where a gap ends is told its length; the others are not.
+    python benchmarks/objectives.py [RESULT.json] [--teraflops 1.5] [--only NAME …]
+"""
+
+import argparse
+import importlib.metadata
+import json
+import tempfile
+import time
+from collections import Counter
+
+import numpy as np
+import torch
+
+from llmbook.architecture import Decoder, DecoderSettings, Encoder, EncoderDecoder
+from llmbook.architecture import EncoderDecoderSettings, EncoderSettings, count_flops
+from llmbook.architecture import initialise_weights
+from llmbook.core import Table, set_seed
+from llmbook.denoising import Denoising, FutureNgrams, FutureStreams, Gap, SpanCorruption
+from llmbook.denoising import choose_marks, cut_gaps, find_sentence_ends, infill, pad_rows
+from llmbook.denoising import reserve_sentinels, score_spans
+from llmbook.duplicates import assign_splits, find_near_duplicates
+from llmbook.environment import read_environment
+from llmbook.masking import MaskedLanguage, Neighbours, choose_masking, reserve_tokens
+from llmbook.objectives import Autoregressive
+from llmbook.optimisation import TrainSettings
+from llmbook.pretraining import continue_greedily
+from llmbook.tokenization import encode_plain, train_tokenizer
+from llmbook.training import train
+
+CONTEXT, ROWS = 64, 16
+RATES = {"learning_rate": 2e-2, "matrix_rate": 2e-2}
+
+
+def read_texts(names: list[str]) -> tuple[list[str], list[str]]:
+    "Documentation to learn from and to be tested on; near-duplicates on the same side."
+    wanted = [None, *(importlib.metadata.distribution(name) for name in names)]
+    documents = [d for d in read_environment(distributions=wanted) if 100 < len(d.text) < 20_000]
+    texts = [document.text for document in documents]
+    clusters = find_near_duplicates(texts)
+    splits = assign_splits([len(t) for t in texts], [d.id for d in documents], clusters, 0.02, 0.02)
+    firsts = [i for i, cluster in enumerate(clusters) if cluster == i]
+    side = lambda split: [texts[i] for i in firsts if splits[i] == split]
+    return side("train"), side("test")
+
+
+def fill_by_masks(model: Encoder, gaps: list[Gap], mask: int) -> list[list[int]]:
+    "All tokens of a gap at once; the length is told."
+    rows = [[*g.left, *[mask] * len(g.span), *g.right] for g in gaps]
+    with torch.no_grad():
+        best = model(torch.tensor(rows)).argmax(-1).tolist()
+    return [row[len(g.left) : len(g.left) + len(g.span)] for row, g in zip(best, gaps, strict=True)]
+
+
+def fill_from_left(model: Decoder, gaps: list[Gap]) -> list[list[int]]:
+    "Continue what stands on the left; the length is told."
+    return [continue_greedily(model, g.left, len(g.span)) for g in gaps]
+
+
+def fill_by_rewriting(model: EncoderDecoder, gaps: list[Gap], marks) -> list[list[int]]:
+    "Write the whole text; what stands on the left is given, and the length is told."
+    rows = [[*g.left, marks.sentinels[0], *g.right, marks.end] for g in gaps]
+    ids = pad_rows(rows, marks.padding)
+    mask = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
+    written = [[marks.start, *g.left] for g in gaps]
+    with torch.no_grad():
+        memory = model.encode(ids, mask)
+        for _ in range(max(len(g.span) for g in gaps)):
+            states = model.decode(pad_rows(written, marks.padding), memory, mask)
+            last = torch.tensor([len(row) - 1 for row in written])
+            best = (states[torch.arange(len(last)), last] @ model.output_weight.T).argmax(-1)
+            written = [[*row, int(token)] for row, token in zip(written, best, strict=True)]
+    return [row[1 + len(g.left) :][: len(g.span)] for row, g in zip(written, gaps, strict=True)]
+
+
+def main() -> None:
+    "Train each, score each."
+    parser = argparse.ArgumentParser()
+    parser.add_argument("result", nargs="?")
+    parser.add_argument("--teraflops", type=float, default=1.5, help="per objective")
+    parser.add_argument("--vocabulary", type=int, default=1024)
+    parser.add_argument("--width", type=int, default=64, help="a multiple of 32")
+    parser.add_argument("--depth", type=int, default=4, help="blocks; half of them in each half")
+    parser.add_argument("--gaps", type=int, default=1000)
+    parser.add_argument("--distributions", nargs="*", default=["numpy", "pandas"])
+    parser.add_argument("--only", nargs="*", help="names of objectives")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    learn, test = read_texts(options.distributions)
+    tokenizer = reserve_sentinels(reserve_tokens(train_tokenizer(learn, options.vocabulary)), 32)
+    end, v = tokenizer.eos_token_id, len(tokenizer)
+    encode = lambda texts: np.concatenate([[*ids, end] for ids in encode_plain(tokenizer, texts)])
+    tokens, heldout = encode(learn), encode(test)
+    print(f"{len(learn)} documents, {len(tokens):,} tokens to learn from; {len(test)} documents, "
+          f"{len(heldout):,} tokens held out", flush=True)
+    marks, masking = choose_marks(tokenizer), {r: choose_masking(tokenizer, r) for r in (0.15, 0.4)}
+    gaps = {"one": cut_gaps(heldout, options.gaps, CONTEXT, 1.0, seed=1),
+            "span": cut_gaps(heldout, options.gaps, CONTEXT, 3.0, seed=2)}
+    read, width, depth = (CONTEXT, ROWS), options.width, options.depth
+    heads, hidden = width // 32, 8 * width // 3 // 32 * 32
+    spans = SpanCorruption(tokens, *read, marks, seed=options.seed)
+    decoder = DecoderSettings(v, depth, width, heads, heads, hidden, CONTEXT)
+    encoder = EncoderSettings(v, depth, width, heads, hidden, CONTEXT)
+    both = EncoderDecoderSettings(v, depth // 2, depth // 2, width, heads, hidden, tied=True)
+    text = lambda shape: count_flops(shape, CONTEXT) * 3 * CONTEXT * ROWS
+    pair = count_flops(both, CONTEXT) * 3 * ROWS  # per token read and written; halves run apart
+    masked = lambda rate: MaskedLanguage(tokens, *read, masking[rate], options.seed)
+    by_mask = lambda model, some: fill_by_masks(model, some, tokenizer.mask_token_id)
+    by_span = lambda model, some: infill(model, some, marks)
+    ends = find_sentence_ends(tokenizer)
+    bart = Denoising(tokens, *read, marks, ends=ends, seed=options.seed)
+    plans = {  # name: shape, model, objective, flops per step, how to fill, whether told the length
+        "left to right": (decoder, Decoder, Autoregressive(tokens, *read, options.seed),
+                          text(decoder), fill_from_left, True),
+        "masked 15 %": (encoder, Encoder, masked(0.15), text(encoder), by_mask, True),
+        "masked 40 %": (encoder, Encoder, masked(0.4), text(encoder), by_mask, True),
+        "spans (T5)": (both, EncoderDecoder, spans, pair * (64 + 14) / 2, by_span, False),
+        "spans 50 %": (both, EncoderDecoder, SpanCorruption(tokens, *read, marks, 0.5, seed=options.seed), pair * (64 + 65) / 2, by_span, False),
+        "spans, 2 ahead": (both, EncoderDecoder, FutureNgrams(spans), pair * (64 + 2 * 14) / 2,
+                           by_span, False),
+        "denoising (BART)": (both, EncoderDecoder, bart, pair * (54 + 64) / 2,
+                             lambda model, some: fill_by_rewriting(model, some, marks), True),
+    }
+    rows = [score_baselines(tokens, gaps)]
+    for name, (shape, kind, objective, flops, fill, told) in plans.items():
+        if options.only and name not in options.only:
+            continue
+        set_seed(options.seed)
+        model = kind(shape)
+        initialise_weights(model)
+        learner = FutureStreams(model, 2) if isinstance(objective, FutureNgrams) else model
+        steps = max(1, round(options.teraflops * 1e12 / flops))
+        settings = TrainSettings(steps, checkpoint_every=10**9, device="cpu", seed=options.seed, **RATES)
+        start = time.process_time()
+        with tempfile.TemporaryDirectory() as folder:
+            numbers = train(learner, objective, settings, folder, watch_every=10**9)
+        spent = time.process_time() - start
+        model.eval()
+        one, span = (score_spans(fill(model, gaps[which]), gaps[which]) for which in gaps)
+        rows.append({"objective": name, "parameters": sum(p.numel() for p in model.parameters()),
+                     "steps": steps, "targets": numbers["targets"], "CPU s": round(spent, 1),
+                     "length": "told" if told else "found",
+                     "one token": one["exact"], "span exact": span["exact"],
+                     "span tokens": span["tokens"]})
+        print(Table(rows[-1:]), flush=True)
+    print(Table(rows, f"Share of {options.gaps} held-out gaps filled, {options.teraflops} TFLOP each"))
+    if options.result:
+        with open(options.result, "w") as stream:
+            json.dump(rows, stream)
+
+
+def score_baselines(tokens: np.ndarray, gaps: dict[str, list[Gap]]) -> dict:
+    "What counting knows: a token from both its neighbours; the most frequent span."
+    counts = Neighbours(tokens)
+    one = [[counts.guess(g.left[-1], g.right[0])] for g in gaps["one"]]
+    stream = tokens.tolist()
+    common = Counter(zip(stream, stream[1:], stream[2:], strict=False)).most_common(1)[0][0]
+    span = score_spans([list(common)] * len(gaps["span"]), gaps["span"])
+    return {"objective": "counts", "length": "told", "one token": score_spans(one, gaps["one"])["exact"],
+            "span exact": span["exact"], "span tokens": span["tokens"]}
+
+
+if __name__ == "__main__":
+    main()
