@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 from llmbook.architecture import count_parameters, Decoder, DecoderSettings
-from llmbook.bridge import load_decoder, to_llama
+from llmbook.bridge import load_decoder, to_transformers
 from llmbook.core import Table, set_seed, set_threads, write_json
 from llmbook.generation import LeanDecoder, Sampling, stream
 from llmbook.quantization import to_int8
@@ -35,7 +35,7 @@ def sides(decoder: Decoder, tokenizer, ids: list[int], tokens: int) -> dict[str,
     "Name → a function that decodes and returns how many tokens came."
     from transformers import GenerationConfig
 
-    llama, sampling = to_llama(decoder).eval(), Sampling(max_tokens=tokens)
+    llama, sampling = to_transformers(decoder).eval(), Sampling(max_tokens=tokens)
     config = GenerationConfig(
         max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, bos_token_id=None,
         eos_token_id=None, pad_token_id=0,

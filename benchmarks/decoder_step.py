@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from llmbook.architecture import Decoder, DecoderSettings, derive_decoder
-from llmbook.bridge import to_llama
+from llmbook.bridge import to_transformers
 from llmbook.core import Table, set_seed, set_threads
 from llmbook.losses import causal_cross_entropy
 
@@ -48,7 +48,7 @@ def measure(depth: int, batch: int, rounds: int) -> list[dict]:
     settings = derive_decoder(depth, vocabulary=4096, context=257)
     decoder = Decoder(settings)
     sides = {
-        "llmbook": (ours, decoder), "transformers Llama": (theirs, to_llama(decoder)),
+        "llmbook": (ours, decoder), "transformers Llama": (theirs, to_transformers(decoder)),
         "transformers GPT-2": (theirs, gpt2(settings)),
     }
     ids = torch.randint(0, settings.vocabulary, (batch, 257))

@@ -37,7 +37,8 @@ from llmbook.duplicates import find_near_duplicates, split_documents
 from llmbook.environment import list_distributions, read_environment
 from llmbook.objectives import Autoregressive, heldout_bits_per_byte
 from llmbook.optimisation import TrainSettings
-from llmbook.pretraining import PretrainSettings, choose_shape, initialise_weights
+from llmbook.architecture import initialise_weights
+from llmbook.pretraining import PretrainSettings, choose_shape
 from llmbook.quality import PerplexityScorer, classifier_scores, judge_corpus
 from llmbook.selection import (
     amount_to_reach, hashed_vectors, score_density, score_nearness, score_perplexity, select_documents, selection_gain,

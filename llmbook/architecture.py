@@ -332,11 +332,6 @@ class EncoderSettings:
         return self.style == "modern"
 
     @property
-    def order(self) -> Literal["pre", "post"]:
-        "Where its blocks normalise."
-        return "pre" if self.modern else "post"
-
-    @property
     def channels(self) -> int:
         "e, the width of one head."
         return check_heads(self.width, self.heads)
@@ -364,13 +359,13 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.settings = s = settings
-        biased = not s.modern
+        biased, order = not s.modern, "pre" if s.modern else "post"
         norm = lambda: nn.LayerNorm(s.width, s.norm_epsilon, bias=biased)
         look = lambda: Attention(s.width, s.heads, kernel=kernel, bias=biased)
         gated = partial(SwiGLU, activation=F.gelu)
         feed = lambda: (gated if s.modern else FeedForward)(s.width, s.hidden)
         self.embedding, self.embedding_norm = nn.Embedding(s.vocabulary, s.width), norm()
-        self.blocks = nn.ModuleList(Block(look(), feed(), norm, s.order) for _ in range(s.depth))
+        self.blocks = nn.ModuleList(Block(look(), feed(), norm, order) for _ in range(s.depth))
         self.norm = norm() if s.modern else nn.Identity()  # post-norm blocks end in one
         if s.modern:
             self.blocks[0].attention_norm = nn.Identity()  # the embedding is normalised already

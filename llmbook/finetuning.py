@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 # %% ../nbs/08_finetuning.ipynb #78b5eab6
-from .bridge import load_decoder, save_decoder
+from .bridge import load_decoder, save_model
 from .core import InputError, SettingsError
 from .data import load_pairs
 from .losses import token_losses
@@ -316,7 +316,7 @@ def finetune(
     before = measure()
     how = pick_settings(settings)
     numbers = train(model, objective, how, output / "checkpoints", watch_every=25)
-    save_decoder(model.eval(), tokenizer, output)
+    save_model(model.eval(), tokenizer, output)
     after = measure()
     shutil.rmtree(output / "checkpoints")
     return numbers | {"before": before, "after": after, "pairs": len(examples)}
@@ -348,7 +348,7 @@ def continue_pretraining(
     output = Path(output)
     numbers = train(model, objective, settings, output / "checkpoints")
     after = heldout_bits_per_byte(model.eval(), held_out, context)
-    save_decoder(model, tokenizer, output)
+    save_model(model, tokenizer, output)
     shutil.rmtree(output / "checkpoints")
     return numbers | {"before": before, "after": after}
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 # %% ../nbs/11_quantization.ipynb #990984a6
 from .architecture import Decoder, DecoderSettings
 from .bridge import export_tensors, import_tensors
-from .bridge import llama_config, load_decoder, read_llama_config
+from .bridge import load_decoder, read_config, write_config
 from .core import CorruptFileError, InputError, SettingsError, atomic_write
 from .core import progress, read_json, seal, verify, write_json
 from .generation import KeyValueCache, LeanDecoder, Matrix, next_logits, score_states
@@ -208,7 +208,8 @@ def quantize_blocks(
     "Quantize the matrices of all blocks, each on inputs from the quantized blocks before it."
     codes = {}
     with torch.no_grad():
-        x, how = decoder.embedding(ids), {"rotary": decoder.rotary(0, ids.shape[1], ids.device), "causal": True}
+        rotary = decoder.rotary(0, ids.shape[1], ids.device)
+        x, how = decoder.embedding(ids), {"rotary": rotary, "causal": True}
         for i, block in enumerate(progress(decoder.blocks, f"{method}, {bits} bits")):
             sums = _gather(block, x, how) if method == "gptq" else {}
             for name in _PARTS:
@@ -333,7 +334,7 @@ def save_quantized(
             with atomic_write(folder / name) as stream:
                 stream.write((Path(source) / name).read_bytes())
     kind = {"model_type": _FORMAT, "architectures": ["LlmbookIntegers"], "format_version": 1}
-    write_json(folder / "config.json", llama_config(decoder.settings) | kind)
+    write_json(folder / "config.json", write_config(decoder.settings) | kind)
     seal(folder)
     return (folder / "model.safetensors").stat().st_size
 
@@ -351,7 +352,7 @@ def load_quantized(
     if (kind, version) != (_FORMAT, 1):
         raise InputError(f"a model of type {kind!r}, version {version!r}", f"{_FORMAT}, version 1",
                          "take `load_decoder` for a plain model")
-    settings = read_llama_config(config | {"model_type": "llama"})
+    settings = read_config(config | {"model_type": "llama"})
     tensors = load_file(folder / "model.safetensors")
     with torch.device("meta"):
         expected = export_tensors(Decoder(settings))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from llmbook.architecture import count_parameters, Decoder, DecoderSettings, derive_decoder
 from llmbook.attention import attend, Attention, naive_attention
-from llmbook.bridge import export_tensors, import_tensors, llama_config, load_decoder
-from llmbook.bridge import read_llama_config, save_decoder, to_llama
+from llmbook.bridge import export_tensors, import_tensors, load_decoder
+from llmbook.bridge import read_config, save_model, to_transformers, write_config
 from llmbook.core import CorruptFileError, InputError, ResourceError, SettingsError
 
 SMALL = DecoderSettings(120, 2, 48, 4, 2, 80, 32, head_width=12)
@@ -73,8 +73,8 @@ def test_any_shape_equals_llama(heads, half, depth, hidden, vocabulary, tied, t)
     shape = DecoderSettings(vocabulary, depth, 2 * half * h, h, kv, hidden, 16, tied=tied)
     decoder, ids = Decoder(shape), torch.randint(0, vocabulary, (2, t))
     assert count_parameters(shape) == sum(p.numel() for p in decoder.parameters())
-    torch.testing.assert_close(decoder(ids), to_llama(decoder)(ids).logits, atol=1e-4, rtol=1e-3)
-    again = import_tensors(read_llama_config(llama_config(shape)), export_tensors(decoder))
+    torch.testing.assert_close(decoder(ids), to_transformers(decoder)(ids).logits, atol=1e-4, rtol=1e-3)
+    again = import_tensors(read_config(write_config(shape)), export_tensors(decoder))
     assert torch.equal(again(ids), decoder(ids))
 
 
@@ -86,7 +86,7 @@ def test_training_after_generating(decoder):
 
 
 def test_a_loaded_model_is_trained_without_touching_its_file(decoder, tmp_path):
-    save_decoder(decoder, None, tmp_path)
+    save_model(decoder, None, tmp_path)
     ids, loaded = torch.randint(0, 120, (2, 8)), load_decoder(tmp_path)
     before = loaded(ids).detach()
     loaded(ids).sum().backward()
@@ -96,16 +96,16 @@ def test_a_loaded_model_is_trained_without_touching_its_file(decoder, tmp_path):
 
 
 def test_loading_imports_no_transformers(decoder, tmp_path):
-    save_decoder(decoder, None, tmp_path)
+    save_model(decoder, None, tmp_path)
     code = (
-        "import sys; from llmbook.architecture import load_decoder; load_decoder(sys.argv[1]);"
+        "import sys; from llmbook.bridge import load_decoder; load_decoder(sys.argv[1]);"
         "assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
 def test_half_precision_folders(decoder, tmp_path):
-    to_llama(decoder).to(torch.bfloat16).save_pretrained(tmp_path)
+    to_transformers(decoder).to(torch.bfloat16).save_pretrained(tmp_path)
     assert load_decoder(tmp_path).embedding.weight.dtype == torch.float32
     assert load_decoder(tmp_path, dtype=torch.bfloat16).embedding.weight.dtype == torch.bfloat16
 
@@ -117,13 +117,13 @@ def test_the_tokenizer_travels_along_and_must_fit(decoder, tmp_path):
     words = ["os.replace renames a file; open opens it, close closes it. " * 20]
     fitting = train_tokenizer(words, 270)
     model = Decoder(derive_decoder(1, len(fitting), 32))
-    save_decoder(model, fitting, tmp_path)
+    save_model(model, fitting, tmp_path)
     opened = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = AutoTokenizer.from_pretrained(tmp_path)("open a file", return_tensors="pt").input_ids
     torch.testing.assert_close(opened(ids).logits, load_decoder(tmp_path)(ids), atol=1e-4, rtol=1e-3)
     assert opened.config.eos_token_id == fitting.eos_token_id
     with pytest.raises(InputError, match="tokens for a model of 120"):
-        save_decoder(decoder, fitting, tmp_path / "other")
+        save_model(decoder, fitting, tmp_path / "other")
     (tmp_path / "checksums.json").unlink()
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 5000}))
@@ -135,7 +135,7 @@ def test_a_swapped_tokenizer_is_noticed(decoder, tmp_path):
     from llmbook.tokenization import train_tokenizer
 
     one, two = (train_tokenizer([text * 50], 270) for text in ("renames a file ", "quite another text "))
-    save_decoder(Decoder(derive_decoder(1, len(one), 32)), one, tmp_path)
+    save_model(Decoder(derive_decoder(1, len(one), 32)), one, tmp_path)
     two.save_pretrained(tmp_path)
     with pytest.raises(CorruptFileError, match="tokenizer.json` is changed"):
         load_decoder(tmp_path)
@@ -153,22 +153,22 @@ def test_a_swapped_tokenizer_is_noticed(decoder, tmp_path):
 def test_other_architectures_are_refused(change):
     with pytest.raises(InputError, match=next(iter(change)).replace("rope_parameters", "rope_type")
                        .replace("rope_scaling", "rope_type")):
-        read_llama_config(llama_config(SMALL) | change)
+        read_config(write_config(SMALL) | change)
 
 
 def test_configurations_of_transformers_4():
-    old = llama_config(SMALL)
+    old = write_config(SMALL)
     del old["rope_parameters"], old["head_dim"], old["num_key_value_heads"], old["tie_word_embeddings"]
-    shape = read_llama_config(old | {"rope_theta": 5e5})
+    shape = read_config(old | {"rope_theta": 5e5})
     assert (shape.rope_base, shape.key_value_heads, shape.channels, shape.tied) == (5e5, 4, 12, False)
     del old["hidden_size"]
     with pytest.raises(InputError, match="hidden_size"):
-        read_llama_config(old)
+        read_config(old)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])
 def test_truncated_weights(decoder, tmp_path, keep):
-    save_decoder(decoder, None, tmp_path)
+    save_model(decoder, None, tmp_path)
     (tmp_path / "checksums.json").unlink()
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
@@ -179,7 +179,7 @@ def test_truncated_weights(decoder, tmp_path, keep):
 def test_weights_of_another_shape_and_missing_files(decoder, tmp_path):
     with pytest.raises(InputError, match="config.json"):
         load_decoder(tmp_path)
-    save_decoder(decoder, None, tmp_path)
+    save_model(decoder, None, tmp_path)
     (tmp_path / "checksums.json").unlink()
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 81}))
@@ -194,7 +194,7 @@ def test_a_full_disk_keeps_the_old_model(decoder, tmp_path, monkeypatch):
     import safetensors
     import safetensors.torch
 
-    save_decoder(decoder, None, tmp_path)
+    save_model(decoder, None, tmp_path)
     old = (tmp_path / "model.safetensors").read_bytes()
 
     def full(*_):
@@ -202,7 +202,7 @@ def test_a_full_disk_keeps_the_old_model(decoder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(ResourceError, match="No space left"):
-        save_decoder(Decoder(SMALL), None, tmp_path)
+        save_model(Decoder(SMALL), None, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == old
     assert not list(tmp_path.glob("*.partial"))
 

@@ -754,7 +754,7 @@ def test_decoder_behind_the_service(tmp_path):
     import torch
 
     from llmbook.architecture import Decoder, derive_decoder
-    from llmbook.bridge import save_decoder
+    from llmbook.bridge import save_model
     from llmbook.generation import Sampling, complete
     from llmbook.tokenization import train_tokenizer
 
@@ -762,7 +762,7 @@ def test_decoder_behind_the_service(tmp_path):
     tokenizer = train_tokenizer(texts, 300)
     torch.manual_seed(0)
     model = Decoder(derive_decoder(1, 300, context=96))
-    save_decoder(model, tokenizer, tmp_path / "model")
+    save_model(model, tokenizer, tmp_path / "model")
     service = Service.load(model=tmp_path / "model")
     expected = complete(model, tokenizer, "Return the", Sampling(max_tokens=12, temperature=0.8, seed=5, logprobs=3))
     with opened(service, workers=2, requests_per_minute=1000) as house:

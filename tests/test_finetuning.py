@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llmbook.architecture import Decoder, DecoderSettings
-from llmbook.bridge import load_decoder, save_decoder
+from llmbook.bridge import load_decoder, save_model
 from llmbook.core import InputError, SettingsError, write_json
 from llmbook.finetuning import (
     FinetuneSettings, Instruction, LabelledExample, answer_losses, as_conversations,
@@ -49,7 +49,7 @@ def inputs(tmp_path_factory) -> dict[str, Path]:
     write_json(paths["tokens"] / "meta.json", meta | {"tokenizer": identify_tokenizer(tokenizer)})
     torch.manual_seed(0)
     model = Decoder(DecoderSettings(len(tokenizer), 2, 64, 2, 2, 96, 64))
-    save_decoder(model, tokenizer, paths["model"])
+    save_model(model, tokenizer, paths["model"])
     return paths
 
 
@@ -72,7 +72,7 @@ def test_stage_teaches_to_answer_and_resumes_to_the_same_weights(inputs, tmp_pat
     def stop(*arguments, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llmbook.finetuning.save_decoder", stop)
+    monkeypatch.setattr("llmbook.finetuning.save_model", stop)
     with pytest.raises(KeyboardInterrupt):
         finetune(SETTINGS, inputs, outputs[1])
     monkeypatch.undo()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings as budget, strategies as st
 
 from llmbook.architecture import Decoder, DecoderSettings
-from llmbook.bridge import load_decoder, save_decoder
+from llmbook.bridge import load_decoder, save_model
 from llmbook.core import CorruptFileError, InputError, LlmbookError, SettingsError, seal, set_seed, write_json
 from llmbook.generation import Sampling, complete
 from llmbook.quantization import (
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
         for weight in decoder.parameters():
             if weight.ndim == 2:
                 weight.mul_(6)
-    save_decoder(decoder, tokenizer, folder / "chat")
+    save_model(decoder, tokenizer, folder / "chat")
     (folder / "tokens").mkdir()
     splits = {"train": TEXT[:50], "validation": TEXT[50:]}
     entries = {name: write_shard(tokenizer, [texts], folder / "tokens", name) for name, texts in splits.items()}
