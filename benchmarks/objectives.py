@@ -105,6 +105,7 @@ def main() -> None:
     read, width, depth = (CONTEXT, ROWS), options.width, options.depth
     heads, hidden = width // 32, 8 * width // 3 // 32 * 32
     spans = SpanCorruption(tokens, *read, marks, seed=options.seed)
+    half = SpanCorruption(tokens, *read, marks, 0.5, seed=options.seed)
     decoder = DecoderSettings(v, depth, width, heads, heads, hidden, CONTEXT)
     encoder = EncoderSettings(v, depth, width, heads, hidden, CONTEXT)
     both = EncoderDecoderSettings(v, depth // 2, depth // 2, width, heads, hidden, tied=True)
@@ -121,7 +122,7 @@ def main() -> None:
         "masked 15 %": (encoder, Encoder, masked(0.15), text(encoder), by_mask, True),
         "masked 40 %": (encoder, Encoder, masked(0.4), text(encoder), by_mask, True),
         "spans (T5)": (both, EncoderDecoder, spans, pair * (64 + 14) / 2, by_span, False),
-        "spans 50 %": (both, EncoderDecoder, SpanCorruption(tokens, *read, marks, 0.5, seed=options.seed), pair * (64 + 65) / 2, by_span, False),
+        "spans 50 %": (both, EncoderDecoder, half, pair * (64 + 65) / 2, by_span, False),
         "spans, 2 ahead": (both, EncoderDecoder, FutureNgrams(spans), pair * (64 + 2 * 14) / 2,
                            by_span, False),
         "denoising (BART)": (both, EncoderDecoder, bart, pair * (54 + 64) / 2,
