@@ -6,7 +6,7 @@
 __all__ = ['Marks', 'reserve_sentinels', 'choose_marks', 'SequenceToSequence', 'pad_rows', 'count_spans', 'fit_lengths',
            'draw_spans', 'replace_spans', 'fill_spans', 'SpanCorruption', 'find_sentence_ends', 'permute_sentences',
            'delete_tokens', 'infill_text', 'Denoising', 'FutureStreams', 'FutureNgrams', 'write_greedily', 'Gap',
-           'cut_gaps', 'infill', 'score_spans']
+           'cut_gaps', 'infill', 'score_spans', 'look_near']
 
 # %% ../nbs/06g_denoising.ipynb #8a45d8ec
 import re
@@ -47,7 +47,7 @@ class Marks:
     def __post_init__(self) -> None:
         ids = (self.end, self.padding, *self.sentinels)
         if not self.sentinels or min(*ids, self.start) < 0 or len(set(ids)) < len(ids):
-            raise SettingsError(f"end {self.end}, padding {self.padding}, sentinels {self.sentinels}",
+            raise SettingsError(f"end, padding and sentinels {ids}",
                                 "different ids, one sentinel or more", "see `reserve_sentinels`")
 
 # %% ../nbs/06g_denoising.ipynb #04c1bf1a
@@ -426,15 +426,17 @@ def write_greedily(
     marks: Marks,  # start and end
     mask: Tensor | None = None,  # (b, s) of bool: real tokens
     limit: int = 32,  # the most tokens to write
-) -> list[list[int]]:  # the tokens of each row, without start and end
+    begun: Tensor | None = None,  # (b, t) tokens that are written already
+) -> list[list[int]]:  # the new tokens of each row, without start and end
     "Read once, then write the most likely token, again and again."
     memory, cache = model.encode(ids, mask), _Grown()
     token = ids.new_full((len(ids), 1), marks.start)
     done, rows = torch.zeros_like(token, dtype=torch.bool), []
+    token = token if begun is None else torch.cat([token, begun], 1)
     for _ in range(limit):
         states = model.decode(token, memory, mask, cache)
-        cache.length += 1
-        token = (states @ model.output_weight.T).argmax(-1)
+        cache.length += token.shape[1]
+        token = (states[:, -1:] @ model.output_weight.T).argmax(-1)
         done |= token == marks.end
         rows.append(token.masked_fill(done, marks.end))
         if done.all():
@@ -458,41 +460,52 @@ def cut_gaps(
     context: int = 64,  # tokens of each piece of text
     mean: float = 3.0,  # mean length of a gap
     seed: int = 0,  # of the places and lengths
-) -> list[Gap]:  # the gaps, in the middle half of their pieces
+) -> list[Gap]:  # each after three eighths of its piece
     "Cut gaps into held-out text."
     if len(tokens) < context or context < 8:
-        raise InputError(f"{len(tokens)} tokens, context {context}", "more text than one context of "
-                         "8 or more", "give more text")
-    chance, gaps = np.random.default_rng(seed), []
+        raise InputError(f"{len(tokens)} tokens, context {context}",
+                         "more text than one context of 8 or more", "give more text")
+    chance, gaps, begin = np.random.default_rng(seed), [], 3 * context // 8
     for start in np.linspace(0, len(tokens) - context, count).astype(int):
         row = [int(token) for token in tokens[start : start + context]]
         length = min(int(chance.geometric(1 / mean)), context // 4)
-        begin = int(chance.integers(context // 4, context // 2))
         gaps.append(Gap(*(tuple(part) for part in
                           (row[:begin], row[begin : begin + length], row[begin + length :]))))
     return gaps
 
 # %% ../nbs/06g_denoising.ipynb #f1f74b6d
 def infill(
-    model: EncoderDecoder,  # trained by `SpanCorruption`
+    model: EncoderDecoder,  # trained by `SpanCorruption` or `Denoising`
     gaps: Sequence[Gap],  # `span` is not looked at
     marks: Marks,  # as in training
     limit: int = 16,  # the most tokens of a gap
+    whole: bool = False,  # true: the model writes whole texts, as `Denoising` teaches
 ) -> list[list[int]]:  # what the model writes into each gap
-    "Write what is missing."
+    "Write what is missing; of a whole text, what stands between the known sides."
+    if whole and len({len(gap.left) for gap in gaps}) > 1:
+        raise InputError("left sides of different lengths", "one length", "fill them one by one")
     first, device = marks.sentinels[0], model.output_weight.device
     rows = [[*gap.left, first, *gap.right, marks.end] for gap in gaps]
     ids = pad_rows(rows, marks.padding).to(device)
-    mask = torch.arange(ids.shape[1], device=device) < torch.tensor(
-        [[len(row)] for row in rows], device=device)
-    written = write_greedily(model, ids, marks, mask, limit + 1)
-    stops = set(marks.sentinels)
-    spans = []
+    lengths = torch.tensor([[len(row)] for row in rows], device=device)
+    mask = torch.arange(ids.shape[1], device=device) < lengths
+    begun = torch.tensor([gap.left for gap in gaps], device=device) if whole else None
+    written = write_greedily(model, ids, marks, mask, limit + 2, begun)
+    if whole:
+        pairs = zip(written, gaps, strict=True)
+        return [row[: min(_rejoin(row, gap.right), limit)] for row, gap in pairs]
+    spans, stops = [], set(marks.sentinels)
     for row in written:
         row = row[1:] if row[:1] == [first] else row
         cut = next((i for i, token in enumerate(row) if token in stops), len(row))
         spans.append(row[: min(cut, limit)])
     return spans
+
+
+def _rejoin(row: list[int], right: Sequence[int], sure: int = 2) -> int:
+    "Where a row goes on as the right side begins, in so many tokens; its length if nowhere."
+    sought = list(right[:sure])
+    return next((i for i in range(len(row)) if row[i : i + sure] == sought), len(row))
 
 # %% ../nbs/06g_denoising.ipynb #944a59af
 def score_spans(
@@ -505,3 +518,15 @@ def score_spans(
     right = sum(a == b for guess, gap in pairs for a, b in zip(guess, gap.span, strict=False))
     tokens = sum(len(gap.span) for gap in gaps)
     return {"exact": exact / max(len(gaps), 1), "tokens": right / max(tokens, 1)}
+
+# %% ../nbs/06g_denoising.ipynb #1f283fe9
+@torch.no_grad()
+def look_near(
+    model: EncoderDecoder,  # before its first step; its tables of biases are changed in place
+    slope: float = 2.0,  # how much the first head's bias falls per bucket; each next one's by half
+) -> None:
+    "Let every head begin with a bias that falls with the distance, as in ALiBi."
+    for bias, sides in ((model.bias, 2), (model.decoder_bias, 1)):
+        buckets, heads = bias.table.shape
+        away = torch.arange(buckets) % (buckets // sides)
+        bias.table.copy_(-slope * away[:, None] * 0.5 ** torch.arange(heads))

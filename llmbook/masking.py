@@ -45,7 +45,7 @@ def reserve_tokens(
     "Add special tokens that no text contains; all other ids stay as they are."
     grown = copy.deepcopy(tokenizer)
     if clash := [name for name in names if name in tokenizer.get_vocab()]:
-        raise InputError(f"`{clash[0]}` is a token already", "names that are new", "use it as it is")
+        raise InputError(f"`{clash[0]}` is a token already", "new names", "use it as it is")
     grown.add_tokens(list(names), special_tokens=True)
     if MASK in names:
         grown.mask_token = MASK
@@ -115,12 +115,15 @@ def find_continuations(
     special = set(tokenizer.all_special_ids)
     if any(token.startswith("##") for token in tokens):
         return np.array([token.startswith("##") for token in tokens]), np.ones(len(tokens), bool)
-    inside = [[_in_word(token[i]) and j not in special for j, token in enumerate(tokens)] for i in (0, -1)]
-    return np.array(inside[0]), np.array(inside[1])
+    ordinary = [i not in special for i in range(len(tokens))]
+    begins, ends = ([_in_word(token[i]) for token in tokens] for i in (0, -1))
+    return np.array(begins) & ordinary, np.array(ends) & ordinary
 
 
 def _in_word(letter: str) -> bool:
-    return letter.isalpha() and letter not in "ĠĊĉčĢ"
+    "Letters, and the letters that spell parts of them; Ġ Ċ č ĉ spell spaces and line breaks."
+    part = 160 < ord(letter) < 256 or 0x121 < ord(letter) < 0x144
+    return (letter.isalpha() or part) and letter not in "ĠĊčĉ"
 
 
 def group_words(
@@ -257,7 +260,8 @@ def fill_gaps(
     if not (hidden := row == mask).any():
         raise InputError("a text without a mask", f"id {mask} at least once", "hide something")
     shares, tokens = model.score(model.states(row)[hidden]).softmax(-1).topk(top)
-    return [list(zip(*pair, strict=True)) for pair in zip(tokens.tolist(), shares.tolist(), strict=True)]
+    pairs = zip(tokens.tolist(), shares.tolist(), strict=True)
+    return [list(zip(*pair, strict=True)) for pair in pairs]
 
 
 @torch.no_grad()

@@ -83,6 +83,14 @@ def test_words_are_runs_of_letters():
         assert [re.sub("[^a-zA-Z]", "", word) for word in lettered] == re.findall("[a-zA-Z]+", text)
 
 
+def test_letters_of_several_bytes_stay_in_their_word():
+    texts = ["naïve café déjà‑vu, élève à l'école: été. " * 4] * 4
+    tokenizer = reserve_tokens(train_tokenizer(texts, 262))  # bytes alone
+    ids = np.array(encode_plain(tokenizer, ["été élève"]))
+    words = group_words(ids, find_continuations(tokenizer))[0]
+    assert [tokenizer.decode(ids[0][words == first]) for first in np.unique(words)] == ["été", " ", "élève"]
+
+
 def test_a_word_stays_together_and_ends_at_special_tokens():
     tokenizer = reserve_tokens(train_tokenizer(TEXT, 300))
     tables, end = find_continuations(tokenizer), tokenizer.eos_token_id
