@@ -26,7 +26,8 @@ from torch import Tensor, nn
 # %% ../nbs/06g_denoising.ipynb #f5343b14
 from .architecture import EncoderDecoder, RMSNorm, SwiGLU
 from .core import InputError, SettingsError
-from .losses import denoising_cross_entropy, shift_right, weighted_cross_entropy
+from .losses import denoising_cross_entropy, shift_right, token_losses
+from .losses import weighted_cross_entropy
 from .masking import reserve_tokens
 from .objectives import Objective, Windows
 
@@ -481,7 +482,7 @@ def infill(
     limit: int = 16,  # the most tokens of a gap
     whole: bool = False,  # true: the model writes whole texts, as `Denoising` teaches
 ) -> list[list[int]]:  # what the model writes into each gap
-    "Write what is missing; of a whole text, what stands between the known sides."
+    "Write what is missing; of whole texts take the likeliest, with both sides as they are."
     if whole and len({len(gap.left) for gap in gaps}) > 1:
         raise InputError("left sides of different lengths", "one length", "fill them one by one")
     first, device = marks.sentinels[0], model.output_weight.device
@@ -490,10 +491,10 @@ def infill(
     lengths = torch.tensor([[len(row)] for row in rows], device=device)
     mask = torch.arange(ids.shape[1], device=device) < lengths
     begun = torch.tensor([gap.left for gap in gaps], device=device) if whole else None
-    written = write_greedily(model, ids, marks, mask, limit + 2, begun)
+    written = write_greedily(model, ids, marks, mask, limit + (not whole), begun)
     if whole:
-        pairs = zip(written, gaps, strict=True)
-        return [row[: min(_rejoin(row, gap.right), limit)] for row, gap in pairs]
+        cut = zip(gaps, rows, written, strict=True)
+        return [_choose_length(model, *each, marks) for each in cut]
     spans, stops = [], set(marks.sentinels)
     for row in written:
         row = row[1:] if row[:1] == [first] else row
@@ -502,10 +503,17 @@ def infill(
     return spans
 
 
-def _rejoin(row: list[int], right: Sequence[int], sure: int = 2) -> int:
-    "Where a row goes on as the right side begins, in so many tokens; its length if nowhere."
-    sought = list(right[:sure])
-    return next((i for i in range(len(row)) if row[i : i + sure] == sought), len(row))
+@torch.no_grad()
+def _choose_length(
+    model: EncoderDecoder, gap: Gap, read: list[int], new: list[int], marks: Marks
+) -> list[int]:
+    "Cut what was written where the whole text, right side included, is most likely."
+    rows = [[*gap.left, *new[:cut], *gap.right, marks.end] for cut in range(len(new) + 1)]
+    targets = pad_rows(rows, -100).to(model.output_weight.device)
+    written = shift_right(targets, marks.start, marks.padding)
+    states = model(targets.new_tensor([read]).expand(len(rows), -1), written, logits=False)
+    nats = token_losses(states @ model.output_weight.T, targets).sum(1)
+    return new[: int(nats.argmin())]
 
 # %% ../nbs/06g_denoising.ipynb #944a59af
 def score_spans(

@@ -234,6 +234,20 @@ def test_gaps_come_back_and_scores_count_them():
     assert len(spans) == 5 and all(len(span) <= 4 for span in spans)
 
 
+def test_a_whole_text_is_cut_where_it_is_likeliest():
+    model, gaps = build(), cut_gaps(tokens(), 6, 24)
+    spans = infill(model, gaps, MARKS, limit=5, whole=True)
+    for gap, span in zip(gaps, spans, strict=True):
+        read, new, nats = torch.tensor([[*gap.left, 79, *gap.right, 1]]), [], []
+        for _ in range(6):
+            row = torch.tensor([[*gap.left, *new, *gap.right, 1]])
+            nats.append(token_losses(model(read, shift_right(row, 0, 0)), row).sum().item())
+            new.append(int(model(read, torch.tensor([[0, *gap.left, *new]]))[0, -1].argmax()))
+        assert list(span) == new[: int(np.argmin(nats))]
+    with pytest.raises(InputError, match="left sides of different lengths"):
+        infill(model, [Gap((1, 2), (3,), (4,)), Gap((1,), (3,), (4,))], MARKS, whole=True)
+
+
 @pytest.mark.parametrize("action, said", [
     (lambda: count_spans(10, 0.0), "rate 0.0"), (lambda: count_spans(10, 1.0), "rate 1.0"),
     (lambda: count_spans(10, float("nan")), "rate nan"), (lambda: count_spans(10, 0.15, 0.5), "mean 0.5"),
