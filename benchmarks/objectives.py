@@ -23,7 +23,7 @@ from llmbook.architecture import initialise_weights
 from llmbook.core import Table, set_seed
 from llmbook.denoising import Denoising, FutureNgrams, FutureStreams, Gap, SpanCorruption
 from llmbook.denoising import choose_marks, cut_gaps, infill, look_near
-from llmbook.denoising import pad_rows, reserve_sentinels, score_spans
+from llmbook.denoising import reserve_sentinels, score_spans
 from llmbook.duplicates import assign_splits, find_near_duplicates
 from llmbook.environment import read_environment
 from llmbook.masking import MaskedLanguage, Neighbours, choose_masking, reserve_tokens
@@ -60,22 +60,6 @@ def fill_by_masks(model: Encoder, gaps: list[Gap], mask: int) -> list[list[int]]
 def fill_from_left(model: Decoder, gaps: list[Gap]) -> list[list[int]]:
     "Continue what stands on the left; the length is told."
     return [continue_greedily(model, g.left, len(g.span)) for g in gaps]
-
-
-def fill_by_rewriting(model: EncoderDecoder, gaps: list[Gap], marks) -> list[list[int]]:
-    "Write the whole text; what stands on the left is given, and the length is told."
-    rows = [[*g.left, marks.sentinels[0], *g.right, marks.end] for g in gaps]
-    ids = pad_rows(rows, marks.padding)
-    mask = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
-    written = [[marks.start, *g.left] for g in gaps]
-    with torch.no_grad():
-        memory = model.encode(ids, mask)
-        for _ in range(max(len(g.span) for g in gaps)):
-            states = model.decode(pad_rows(written, marks.padding), memory, mask)
-            last = torch.tensor([len(row) - 1 for row in written])
-            best = (states[torch.arange(len(last)), last] @ model.output_weight.T).argmax(-1)
-            written = [[*row, int(token)] for row, token in zip(written, best, strict=True)]
-    return [row[1 + len(g.left) :][: len(g.span)] for row, g in zip(written, gaps, strict=True)]
 
 
 def main() -> None:
@@ -127,7 +111,7 @@ def main() -> None:
         "spans 30 %, flat start": (both, EncoderDecoder, spans, pair(spans), by_span, False),
         "spans 30 %, 2 ahead": (both, EncoderDecoder, FutureNgrams(spans), pair(spans), by_span, False),
         "denoising (BART)": (both, EncoderDecoder, bart, pair(bart),
-                             lambda model, some: fill_by_rewriting(model, some, marks), True),
+                             lambda model, some: infill(model, some, marks, 8, whole=True), False),
     }
     rows = [score_baselines(tokens, gaps)]
     for name, (shape, kind, objective, flops, fill, told) in plans.items():

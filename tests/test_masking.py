@@ -85,7 +85,7 @@ def test_words_are_runs_of_letters():
 
 def test_letters_of_several_bytes_stay_in_their_word():
     texts = ["naïve café déjà‑vu, élève à l'école: été. " * 4] * 4
-    tokenizer = reserve_tokens(train_tokenizer(texts, 262))  # bytes alone
+    tokenizer = reserve_tokens(train_tokenizer(texts, 264))  # hardly more than bytes
     ids = np.array(encode_plain(tokenizer, ["été élève"]))
     words = group_words(ids, find_continuations(tokenizer))[0]
     assert [tokenizer.decode(ids[0][words == first]) for first in np.unique(words)] == ["été", " ", "élève"]
