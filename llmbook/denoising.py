@@ -482,7 +482,7 @@ def infill(
     limit: int = 16,  # the most tokens of a gap
     whole: bool = False,  # true: the model writes whole texts, as `Denoising` teaches
 ) -> list[list[int]]:  # what the model writes into each gap
-    "Write what is missing; of whole texts take the likeliest, with both sides as they are."
+    "Write what is missing; of a whole text, as much as joins both sides best."
     if whole and len({len(gap.left) for gap in gaps}) > 1:
         raise InputError("left sides of different lengths", "one length", "fill them one by one")
     first, device = marks.sentinels[0], model.output_weight.device
@@ -494,7 +494,7 @@ def infill(
     written = write_greedily(model, ids, marks, mask, limit + (not whole), begun)
     if whole:
         cut = zip(gaps, rows, written, strict=True)
-        return [_choose_length(model, *each, marks) for each in cut]
+        return [_choose_length(model, *each, marks) if each[2] else [] for each in cut]
     spans, stops = [], set(marks.sentinels)
     for row in written:
         row = row[1:] if row[:1] == [first] else row
@@ -507,13 +507,14 @@ def infill(
 def _choose_length(
     model: EncoderDecoder, gap: Gap, read: list[int], new: list[int], marks: Marks
 ) -> list[int]:
-    "Cut what was written where the whole text, right side included, is most likely."
-    rows = [[*gap.left, *new[:cut], *gap.right, marks.end] for cut in range(len(new) + 1)]
+    "Cut what was written where it joins the right side best: some token, then four of that side."
+    cuts = range(1, len(new) + 1)  # nothing is always likelier than something, and never asked for
+    rows = [[*gap.left, *new[:cut], *gap.right[:4]] for cut in cuts]
     targets = pad_rows(rows, -100).to(model.output_weight.device)
     written = shift_right(targets, marks.start, marks.padding)
     states = model(targets.new_tensor([read]).expand(len(rows), -1), written, logits=False)
     nats = token_losses(states @ model.output_weight.T, targets).sum(1)
-    return new[: int(nats.argmin())]
+    return new[: 1 + int(nats.argmin())]
 
 # %% ../nbs/06g_denoising.ipynb #944a59af
 def score_spans(
