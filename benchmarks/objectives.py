@@ -23,7 +23,7 @@ from llmbook.architecture import initialise_weights
 from llmbook.core import Table, set_seed
 from llmbook.denoising import Denoising, FutureNgrams, FutureStreams, Gap, SpanCorruption
 from llmbook.denoising import choose_marks, cut_gaps, infill, look_near
-from llmbook.denoising import reserve_sentinels, score_spans
+from llmbook.denoising import reserve_sentinels, score_infilling
 from llmbook.duplicates import assign_splits, find_near_duplicates
 from llmbook.environment import read_environment
 from llmbook.masking import MaskedLanguage, Neighbours, choose_masking, reserve_tokens
@@ -130,7 +130,7 @@ def main() -> None:
             numbers = train(learner, objective, settings, folder, watch_every=10**9)
         spent = time.process_time() - start
         model.eval()
-        one, span = (score_spans(fill(model, gaps[which]), gaps[which]) for which in gaps)
+        one, span = (score_infilling(fill(model, gaps[which]), gaps[which]) for which in gaps)
         rows.append({"objective": name, "parameters": sum(p.numel() for p in model.parameters()),
                      "steps": steps, "targets": numbers["targets"], "CPU s": round(spent, 1),
                      "length": "told" if told else "found",
@@ -149,8 +149,8 @@ def score_baselines(tokens: np.ndarray, gaps: dict[str, list[Gap]]) -> dict:
     one = [[counts.guess(g.left[-1], g.right[0])] for g in gaps["one"]]
     stream = tokens.tolist()
     common = Counter(zip(stream, stream[1:], stream[2:], strict=False)).most_common(1)[0][0]
-    span = score_spans([list(common)] * len(gaps["span"]), gaps["span"])
-    return {"objective": "counts", "length": "told", "one token": score_spans(one, gaps["one"])["exact"],
+    span = score_infilling([list(common)] * len(gaps["span"]), gaps["span"])
+    return {"objective": "counts", "length": "told", "one token": score_infilling(one, gaps["one"])["exact"],
             "span exact": span["exact"], "span tokens": span["tokens"]}
 
 

@@ -6,7 +6,7 @@
 __all__ = ['Marks', 'reserve_sentinels', 'choose_marks', 'SequenceToSequence', 'pad_rows', 'count_spans', 'fit_lengths',
            'draw_spans', 'replace_spans', 'fill_spans', 'SpanCorruption', 'find_sentence_ends', 'permute_sentences',
            'delete_tokens', 'infill_text', 'Denoising', 'FutureStreams', 'FutureNgrams', 'write_greedily', 'Gap',
-           'cut_gaps', 'infill', 'score_spans', 'look_near']
+           'cut_gaps', 'infill', 'score_infilling', 'look_near']
 
 # %% ../nbs/06g_denoising.ipynb #8a45d8ec
 import re
@@ -517,7 +517,7 @@ def _choose_length(
     return new[: 1 + int(nats.argmin())]
 
 # %% ../nbs/06g_denoising.ipynb #944a59af
-def score_spans(
+def score_infilling(
     guesses: Sequence[Sequence[int]],  # what was written
     gaps: Sequence[Gap],  # what was there
 ) -> dict[str, float]:  # exact: share of the gaps; tokens: share of the tokens at their place

@@ -16,7 +16,7 @@ from llmbook.core import InputError, SettingsError
 from llmbook.denoising import Denoising, FutureNgrams, FutureStreams, Gap, Marks, SpanCorruption
 from llmbook.denoising import choose_marks, count_spans, cut_gaps, draw_spans, fill_spans
 from llmbook.denoising import find_sentence_ends, fit_lengths, infill, infill_text, pad_rows
-from llmbook.denoising import permute_sentences, replace_spans, reserve_sentinels, score_spans
+from llmbook.denoising import permute_sentences, replace_spans, reserve_sentinels, score_infilling
 from llmbook.denoising import write_greedily
 from llmbook.losses import shift_right, token_losses
 from llmbook.optimisation import TrainSettings
@@ -226,9 +226,9 @@ def test_gaps_come_back_and_scores_count_them():
     gaps = cut_gaps(tokens(), 50, 32)
     assert all(len(g.left) + len(g.span) + len(g.right) == 32 and g.span for g in gaps)
     assert gaps == cut_gaps(tokens(), 50, 32) != cut_gaps(tokens(), 50, 32, seed=1)
-    perfect = score_spans([g.span for g in gaps], gaps)
+    perfect = score_infilling([g.span for g in gaps], gaps)
     assert perfect == {"exact": 1.0, "tokens": 1.0}
-    half = score_spans([[7, 9], [1]], [Gap((1,), (7, 8), (2,)), Gap((1,), (1,), (2,))])
+    half = score_infilling([[7, 9], [1]], [Gap((1,), (7, 8), (2,)), Gap((1,), (1,), (2,))])
     assert half == {"exact": 0.5, "tokens": 2 / 3}
     spans = infill(build(), gaps[:5], MARKS, limit=4)
     assert len(spans) == 5 and all(len(span) <= 4 for span in spans)
