@@ -181,10 +181,9 @@ class TrainSettings:
         limits = {
             "steps": (1, math.inf), "learning_rate": (0, 1), "matrix_rate": (0, 1),
             "weight_decay": (0, 10), "momentum": (0, 0.999), "table_momentum": (0, 0.999),
-            "warmup": (0, 1), "decay": (0, 1), "clip": (0, math.inf),
+            "warmup": (0, 1), "decay": (0, 1), "clip": (0, math.inf), "workers": (0, 256),
             "micro_batch": (0, math.inf), "checkpoint_every": (1, math.inf), "keep": (1, 100),
-            "seed": (0, math.inf), "workers": (0, 256),
-        }
+        } | {"seed": (0, math.inf)}
         check_limits(self, limits)
 
 # %% ../nbs/06c_optimisation.ipynb #706a1a60
@@ -282,7 +281,7 @@ def build_optimisers(
     head, matrices = getattr(model, "output_weight", None), {}
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.weight is not head:
-            matrices[module.weight] = None
+            matrices.setdefault(module.weight, None)  # a parent may have named its parts
         if parts := matrix_parts(module):
             matrices.update(parts)
     matrices = {p: parts for p, parts in matrices.items() if p.requires_grad}
