@@ -20,7 +20,7 @@ from llmbook.compression import CompactVectors, cut_vectors, places_found, quant
 from llmbook.core import Table
 from llmbook.data import CorpusSettings, build_corpus, load_pairs
 from llmbook.encoder import (
-    EncoderSettings,
+    SentenceEncoderSettings,
     build_encoder,
     encode_texts,
     grade_pairs,
@@ -159,7 +159,7 @@ def main() -> None:
     if not chosen.corpus:
         build_corpus(CorpusSettings(), {}, corpus)
     if not chosen.encoder:
-        build_encoder(EncoderSettings(), {"corpus": corpus}, folder)
+        build_encoder(SentenceEncoderSettings(), {"corpus": corpus}, folder)
     documents, encoder = read_corpus(corpus), load_encoder(folder)
     index = index_documents(documents, encoder)
     share = calibrate(index, load_pairs(corpus, "validation"), IndexSettings().calibration_questions)["share"]

@@ -22,7 +22,7 @@ import numpy as np
 
 from llmbook.core import Table
 from llmbook.encoder import (
-    EncoderSettings,
+    SentenceEncoderSettings,
     SentenceEncoder,
     draw_weights,
     encode_texts,
@@ -50,7 +50,7 @@ def make_folder(passages: list[str]) -> str:
     "An untrained encoder; its speed is that of a trained one."
     import torch
 
-    tokenizer, width = train_search_tokenizer(passages[:2000], 16_384), EncoderSettings().width
+    tokenizer, width = train_search_tokenizer(passages[:2000], 16_384), SentenceEncoderSettings().width
     encoder = SentenceEncoder(tokenizer, torch.zeros(1, width))
     encoder.weights = draw_weights(*encoder.memory.look_up(passages), tokenizer.get_vocab_size(), width)
     folder = tempfile.mkdtemp()

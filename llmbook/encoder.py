@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Pooling', 'WIDTH_SHARES', 'cut_search_words', 'train_search_tokenizer', 'SentenceEncoder', 'encode_texts',
-           'pool_states', 'draw_weights', 'rank_right', 'summarise_ranks', 'matryoshka_ranking', 'EncoderSettings',
-           'train_encoder', 'save_encoder', 'load_encoder', 'train_with_sentence_transformers', 'grade_pairs',
-           'spearman_correlation', 'build_encoder']
+           'pool_states', 'draw_weights', 'rank_right', 'summarise_ranks', 'matryoshka_ranking',
+           'SentenceEncoderSettings', 'train_encoder', 'save_encoder', 'load_encoder',
+           'train_with_sentence_transformers', 'grade_pairs', 'spearman_correlation', 'build_encoder']
 
 # %% ../nbs/03c_encoder.ipynb #3c393cf3
 import functools
@@ -234,7 +234,7 @@ WIDTH_SHARES = (0.2, 0.2, 0.2, 0.4)  # of the whole vector, its half, quarter, e
 
 
 @dataclass(frozen=True)
-class EncoderSettings:
+class SentenceEncoderSettings:
     "How the sentence encoder is trained."
 
     vocabulary: int = 16_384  # search tokens, at most; ≥ 256
@@ -277,7 +277,7 @@ class _Bags:
         return torch.from_numpy(np.concatenate(parts)), torch.from_numpy(begins)
 
 
-def _draw_batches(count: int, settings: EncoderSettings) -> Iterator[np.ndarray]:
+def _draw_batches(count: int, settings: SentenceEncoderSettings) -> Iterator[np.ndarray]:
     "Rows of each batch: all pairs in random order, and again when they run out."
     random, size = np.random.default_rng(settings.seed), min(settings.batch, count)
     orders = (random.permutation(count) for _ in itertools.count())
@@ -290,7 +290,7 @@ def train_encoder(
     questions: Sequence[str],  # n
     passages: Sequence[str],  # m
     right: np.ndarray,  # (n,) row of the passage that answers each question
-    settings: EncoderSettings,  # steps, batch, learning rate
+    settings: SentenceEncoderSettings,  # steps, batch, learning rate
 ) -> list[tuple[int, float]]:  # step and loss
     "Pull questions to their passages, and push them from those of the others."
     asked, told = _Bags(encoder, questions), _Bags(encoder, passages)
@@ -403,7 +403,7 @@ def _as_library(encoder: "SentenceEncoder | Any") -> Any:
     return SentenceTransformer(modules=[table], device="cpu")
 
 
-def _library_loss(model: Any, settings: EncoderSettings) -> Any:
+def _library_loss(model: Any, settings: SentenceEncoderSettings) -> Any:
     "The loss of `matryoshka_ranking`, by the library."
     from sentence_transformers.sentence_transformer.losses import (
         MatryoshkaLoss,
@@ -422,7 +422,7 @@ def train_with_sentence_transformers(
     questions: Sequence[str],  # n
     passages: Sequence[str],  # m
     right: np.ndarray,  # (n,) row of the passage that answers each question
-    settings: EncoderSettings,  # steps, batch, learning rate, scale; width as the encoder's
+    settings: SentenceEncoderSettings,  # steps, batch, learning rate, scale; width as the encoder's
     folder: str | Path,  # the trainer's own files
 ) -> list[tuple[int, float]]:  # step and loss
     "Train an encoder by the library that production uses."
@@ -515,7 +515,7 @@ def _read_pairs(corpus: Path, split: str, row: dict[str, int]) -> tuple[list[str
 
 # %% ../nbs/03c_encoder.ipynb #8f052135
 def build_encoder(
-    settings: EncoderSettings,  # size and training
+    settings: SentenceEncoderSettings,  # size and training
     inputs: dict[str, Path],  # corpus
     output: Path,  # receives a sentence-transformers folder
 ) -> dict[str, Any]:  # curve, and quality before and after on held-out questions

@@ -67,7 +67,7 @@ LIFE += (
          "make it smaller: 8 and 4 bits, GGUF",
          "{table[0][bytes]:,} → {table[1][bytes]:,} bytes with 8 bits, perplexity "
          "{table[1][perplexity_change]:+.2%}"),
-    Step("encoder", "encoder.build_encoder", "EncoderSettings", ("corpus", "tokenizer"),
+    Step("encoder", "encoder.build_encoder", "SentenceEncoderSettings", ("corpus", "tokenizer"),
          "train a sentence encoder",
          "{before[ndcg_10]:.2f} → {after[ndcg_10]:.2f} nDCG@10 on held-out questions"),
     Step("index", "rag.build_index", "IndexSettings", ("corpus", "encoder"),

@@ -26,7 +26,7 @@ from llmbook.compression import (
 )
 from llmbook.encoder import (
     WIDTH_SHARES,
-    EncoderSettings,
+    SentenceEncoderSettings,
     Pooling,
     SentenceEncoder,
     _library_loss,
@@ -166,7 +166,7 @@ def pairs_to_learn():
 def test_the_library_trains_ours_and_any_other(encoder, bert, tmp_path, kind):
     questions, passages, right = pairs_to_learn()
     model = SentenceEncoder(encoder.tokenizer, encoder.weights[:, :16].clone()) if kind == "static" else load_encoder(bert)
-    how = EncoderSettings(width=16, steps=20, batch=32, learning_rate=0.01)
+    how = SentenceEncoderSettings(width=16, steps=20, batch=32, learning_rate=0.01)
 
     def loss():
         vectors = [torch.from_numpy(encode_texts(model, texts)) for texts in (questions, passages)]
@@ -176,14 +176,14 @@ def test_the_library_trains_ours_and_any_other(encoder, bert, tmp_path, kind):
     curve = train_with_sentence_transformers(model, questions, passages, right, how, tmp_path)
     assert [step for step, _ in curve] == list(range(1, 21)) and loss() < 0.8 * before
     with pytest.raises(SettingsError, match="encoder.width = 16"):
-        train_with_sentence_transformers(model, questions, passages, right, EncoderSettings(), tmp_path)
+        train_with_sentence_transformers(model, questions, passages, right, SentenceEncoderSettings(), tmp_path)
 
 
 def test_the_loss_of_the_library_on_a_batch_is_ours(encoder):
     from llmbook.encoder import _as_library
 
     questions, passages, _ = pairs_to_learn()
-    how, model = EncoderSettings(width=32), _as_library(encoder)
+    how, model = SentenceEncoderSettings(width=32), _as_library(encoder)
     features = [model.preprocess(texts[:20]) for texts in (questions, passages)]
     theirs = _library_loss(model, how)(features, None)
     embed = lambda texts: encoder.embed(*(torch.from_numpy(x) for x in _bags(encoder, texts[:20])))
@@ -304,7 +304,7 @@ def test_ranks_equal_a_sort():
 
 def test_stage_learns_and_repeats_itself(tmp_path):
     inputs = {"corpus": write_corpus(tmp_path / "corpus")}
-    how = EncoderSettings(vocabulary=400, width=16, steps=15, batch=32, learning_rate=0.02)
+    how = SentenceEncoderSettings(vocabulary=400, width=16, steps=15, batch=32, learning_rate=0.02)
     numbers = [build_encoder(how, inputs, tmp_path / name) for name in ("one", "two")]
     assert numbers[0] == numbers[1]
     assert numbers[0]["after"]["ndcg_10"] > numbers[0]["before"]["ndcg_10"]
@@ -318,7 +318,7 @@ def test_stage_learns_and_repeats_itself(tmp_path):
 
 def test_corpus_without_pairs_gives_an_untrained_encoder(tmp_path):
     inputs = {"corpus": write_corpus(tmp_path / "corpus", pairs=False)}
-    numbers = build_encoder(EncoderSettings(vocabulary=300, width=16), inputs, tmp_path / "encoder")
+    numbers = build_encoder(SentenceEncoderSettings(vocabulary=300, width=16), inputs, tmp_path / "encoder")
     assert numbers["pairs"] == numbers["questions"] == 0 and numbers["curve"] == []
     assert encode_texts(load_encoder(tmp_path / "encoder"), ["kettle"]).shape == (1, 16)
 
@@ -349,10 +349,10 @@ def test_bad_input_says_what_to_do(encoder, tmp_path):
     with pytest.raises(InputError, match="1 to 32"):
         encode_texts(encoder, ["text"], 64)
     with pytest.raises(InputError, match="train.parquet"):
-        build_encoder(EncoderSettings(), {"corpus": tmp_path}, tmp_path)
+        build_encoder(SentenceEncoderSettings(), {"corpus": tmp_path}, tmp_path)
     for wrong in ({"width": 12}, {"steps": -1}, {"batch": 1}, {"learning_rate": 0.0}, {"vocabulary": 100}):
         with pytest.raises(SettingsError, match=f"encoder.{next(iter(wrong))}"):
-            EncoderSettings(**wrong)
+            SentenceEncoderSettings(**wrong)
     save_encoder(SentenceEncoder(encoder.tokenizer, encoder.weights[:10]), tmp_path / "short")
     with pytest.raises(CorruptFileError, match="vectors for"):
         load_encoder(tmp_path / "short")
