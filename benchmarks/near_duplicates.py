@@ -18,7 +18,6 @@ original text that was joined to another; macro-F1 is the mean over the kinds.
 """
 
 import argparse
-import html
 import itertools
 import json
 import os
@@ -33,12 +32,11 @@ from pathlib import Path
 
 import datasketch
 import numpy
+from handbook import HANDBOOK, read_paragraphs
 
 from llmbook.core import Table, _peak_memory
 from llmbook.duplicates import LIKENESSES, DuplicateFinder, _join, find_near_duplicates, hash_shingles, jaccard
 from llmbook.environment import list_distributions, read_environment
-
-HANDBOOK = Path("/usr/share/doc/debian-handbook/html")  # optional: Portuguese and Spanish
 
 
 def shingles(text: str, width: int = 3) -> set[bytes]:
@@ -174,15 +172,6 @@ def measure_memory(texts: list[str]) -> list[dict]:
 # planted copies
 
 
-def handbook(language: str) -> list[str]:
-    """Paragraphs of the Debian handbook."""
-    found = []
-    for path in sorted((HANDBOOK / language).glob("*.html")):
-        for part in re.findall(r'<div class="para">(.*?)</div>', path.read_text(encoding="utf-8"), re.DOTALL):
-            found.append(" ".join(html.unescape(re.sub(r"<[^>]+>", "", part)).split()))
-    return found
-
-
 class Planter:
     """Copies of texts, and texts that only look like copies."""
 
@@ -243,7 +232,8 @@ STRENGTHS = {
 def real_texts() -> list[str]:
     """Documentation in English, and paragraphs in Portuguese and Spanish where the handbook is installed."""
     english = [d.body for d in read_environment(share=1e6) if d.kind != "module" and 60 < len(d.body.split()) < 400]
-    others = [text for name in ("pt-BR", "es-ES") for text in handbook(name) if 60 < len(text.split()) < 400]
+    pages = [page for name in ("pt-BR", "es-ES") for page in sorted((HANDBOOK / name).glob("*.html"))]
+    others = [text for page in pages for text in read_paragraphs(page) if 60 < len(text.split()) < 400]
     if not others:
         print(f"(no Portuguese and Spanish: `{HANDBOOK}` is missing; the Debian package debian-handbook has it)")
     return english + others
