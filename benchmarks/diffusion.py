@@ -79,7 +79,8 @@ def main() -> None:
         decoder = Decoder(shape)
         spent = learn(decoder, Autoregressive(tokens, CONTEXT, ROWS, seed), options.steps, seed)
         found = torch.tensor([continue_greedily(decoder, row[: gap.start].tolist(), 3) for row in windows])
-        rows.append({"seed": seed, "model": "decoder", "steps": options.steps, "bits per byte": heldout_bits_per_byte(decoder, held),
+        bits = heldout_bits_per_byte(decoder, held)
+        rows.append({"seed": seed, "model": "decoder", "steps": options.steps, "bits per byte": bits,
                      "gap of 3, tokens / whole [%]": share_right(found, windows[:, gap]), "written in 8 passes": "",
                      "in 64": surprise(decoder, windows), "CPU s": spent})
         for name, times in (("diffusion, equal compute", 1), ("diffusion, four times", 4)):

@@ -23,11 +23,11 @@ import base64
 import json
 import random
 import statistics
-import tempfile
 import time
 
 import numpy as np
 import torch
+from short_training import train_short
 
 from llmbook.architecture import Decoder
 from llmbook.cleaning import clean_text
@@ -36,15 +36,18 @@ from llmbook.documents import cut_text
 from llmbook.duplicates import find_near_duplicates, split_documents
 from llmbook.environment import list_distributions, read_environment
 from llmbook.objectives import Autoregressive, heldout_bits_per_byte
+<<<<<<< HEAD
 from llmbook.optimisation import TrainSettings
 from llmbook.architecture import initialise_weights
 from llmbook.pretraining import PretrainSettings, choose_shape
+=======
+from llmbook.pretraining import PretrainSettings, choose_shape, initialise_weights
+>>>>>>> w-dups
 from llmbook.quality import PerplexityScorer, classifier_scores, judge_corpus
 from llmbook.selection import (
     amount_to_reach, hashed_vectors, score_density, score_nearness, score_perplexity, select_documents, selection_gain,
 )
 from llmbook.tokenization import encode_plain, train_tokenizer
-from llmbook.training import train
 
 LINKS = (
     "Home|Products|About us|Contact|Blog|Careers|Support|Sign in|Register|Basket|Search|Help centre|Privacy policy|"
@@ -159,12 +162,9 @@ def fit(texts: list[str], tokenizer, held_out: list[str], steps: int, options: a
     set_seed(seed)
     model = Decoder(choose_shape(PretrainSettings(options.depth, options.width, CONTEXT), stream.vocabulary))
     initialise_weights(model)
-    settings = TrainSettings(steps=steps, learning_rate=options.rate, checkpoint_every=10**6, seed=seed, device="cpu")
-    start = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        train(model, Autoregressive(stream.tokens, CONTEXT, ROWS, seed), settings, folder, watch_every=10**6)
-    seconds, tokens = time.process_time() - start, steps * ROWS * CONTEXT
-    return {"loss": heldout_bits_per_byte(model, held), "tokens": tokens, "seconds": seconds,
+    objective = Autoregressive(stream.tokens, CONTEXT, ROWS, seed)
+    spent, tokens = train_short(model, objective, steps, seed, learning_rate=options.rate), steps * ROWS * CONTEXT
+    return {"loss": heldout_bits_per_byte(model, held), "tokens": tokens, "seconds": spent["CPU seconds"],
             "epochs": tokens / len(stream.tokens)}
 
 

@@ -3,7 +3,7 @@
     python benchmarks/text_classification.py [RESULT.json] [--texts 6000] [--rounds 3]
 
 All see words, pairs of words and runs of three and four characters, hashed to 2^18 rows, of the same texts: which package does
-a piece of documentation come from? Training includes reading the texts. A tenth of ours only calibrates.
+a piece of documentation come from? Training includes reading the texts. Ours calibrates too.
 """
 
 import argparse

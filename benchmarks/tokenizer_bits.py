@@ -15,17 +15,14 @@ three languages; what the same held-out paragraphs cost in each (Debian package 
 """
 
 import argparse
-import html
 import json
 import math
-import re
-import tempfile
-import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import torch
+from handbook import HANDBOOK, read_paragraphs
+from short_training import train_short
 
 from llmbook.architecture import count_flops, Decoder, derive_decoder
 from llmbook.comparison import decode_ids, encode_all, measure_cost, parity, resample_ratio
@@ -34,13 +31,10 @@ from llmbook.duplicates import find_near_duplicates
 from llmbook.environment import list_distributions, read_environment
 from llmbook.losses import token_losses
 from llmbook.objectives import Autoregressive, heldout_windows
-from llmbook.optimisation import TrainSettings
 from llmbook.subwords import PieceList, WordPiece, _bert_splitter, list_pieces, train_wordpiece
 from llmbook.tokenization import train_tokenizer
-from llmbook.training import train
 from llmbook.unigram import Unigram, train_unigram
 
-HANDBOOK = Path("/usr/share/doc/debian-handbook/html")  # optional: English, Portuguese and Spanish
 END = 0  # <|endoftext|> in every vocabulary of the book
 
 
@@ -134,14 +128,10 @@ def measure(tokenizer, vocabulary: int, learn: list[str], heldout: list[str], op
     set_seed(seed)
     model = Decoder(shape)
     objective = Autoregressive(known.tokens, context, rows, seed)
-    settings = TrainSettings(steps=steps, checkpoint_every=10**6, seed=seed, device="cpu")
-    wall, cpu = time.perf_counter(), time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        train(model, objective, settings, folder, watch_every=10**6)
     row = {
         "vocabulary": vocabulary, "window, tokens": context, "steps": steps, "operations": operations * rows * context * steps,
         "megabytes read": steps * rows * context * reach / 1e6, "bytes per token": reach,
-        "wall seconds": time.perf_counter() - wall, "CPU seconds": time.process_time() - cpu,
+        **train_short(model, objective, steps, seed),
     }
     return row, score(model.eval(), unseen, context)
 
@@ -189,12 +179,7 @@ def paragraphs() -> dict[str, list[str]]:
     """Paragraphs of the Debian handbook that stand in three languages, in the same order."""
     names, found = {"en": "en-US", "pt": "pt-BR", "es": "es-ES"}, {"en": [], "pt": [], "es": []}
     for path in sorted((HANDBOOK / "en-US").glob("*.html")):
-        parts = {}
-        for code, name in names.items():
-            other = HANDBOOK / name / path.name
-            source = other.read_text(encoding="utf-8") if other.exists() else ""
-            texts = re.findall(r'<div class="para">(.*?)</div>', source, re.DOTALL)
-            parts[code] = [" ".join(html.unescape(re.sub(r"<[^>]+>", "", text)).split()) for text in texts]
+        parts = {code: read_paragraphs(HANDBOOK / name / path.name) for code, name in names.items()}
         if len({len(texts) for texts in parts.values()}) == 1:
             for trio in zip(*parts.values(), strict=True):
                 # a paragraph left in English is no translation

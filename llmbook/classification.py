@@ -42,7 +42,7 @@ class ClassifierSettings:
     reads: int = 20_000  # characters read of each text, 1 or more
     epochs: int = 5  # times that each text is learnt from, 1 or more
     learning_rate: float = 5.0  # size of the first step, > 0; it falls to zero along a line
-    held_out: float = 0.1  # share of the texts that calibrate and are not learnt from, 0 to 0.5
+    held_out: float = 0.1  # least share of the texts that calibrate, 0 to 0.5; 0: no calibration
     seed: int = 1  # draws the held-out texts and the order of learning
 
     def __post_init__(self) -> None:
@@ -336,14 +336,21 @@ def check_texts(
         raise InputError(given, "a list of texts", "write [text] for one text; turn rows into text")
 
 # %% ../nbs/01f_classification.ipynb #cc602f29
-def _hold_out(classes: numpy.ndarray, settings: ClassifierSettings) -> numpy.ndarray:
-    "Which texts to hold out: the same share of every label; none if they would be fewer than 20."
+_ENOUGH = 1000  # texts to calibrate with: twenty mistakes of a classifier that is 98 % right
+
+
+def _hold_out(classes: numpy.ndarray, settings: ClassifierSettings) -> list[numpy.ndarray]:
+    "Which texts to hold out, one part after the other: the same share of every label in each."
+    share = max(settings.held_out, min(1 / 4, _ENOUGH / len(classes)) * (settings.held_out > 0))
+    parts = int(min(1 / share, numpy.ceil(_ENOUGH / len(classes) / share))) if share else 0
     order = numpy.random.default_rng(settings.seed).permutation(len(classes))
-    held = numpy.zeros(len(classes), bool)
+    held = numpy.zeros((parts, len(classes)), bool)
     for label in range(classes.max() + 1):
         members = order[classes[order] == label]
-        held[members[: int(len(members) * settings.held_out)]] = True
-    return held if held.sum() >= 20 else numpy.zeros(len(classes), bool)
+        size = int(len(members) * share)
+        for part in range(parts):
+            held[part, members[part * size : (part + 1) * size]] = True
+    return list(held) if held.sum() >= 20 else []
 
 
 def _part(features: _Features, chosen: numpy.ndarray) -> _Features:
@@ -371,12 +378,17 @@ def train_classifier(
     number = {name: i for i, name in enumerate(names)}
     classes = numpy.array([number[label] for label in labels])
     features, held = _featurize(texts, settings), _hold_out(classes, settings)
-    weights, bias = _learn(_part(features, ~held), classes[~held], len(names), settings)
-    temperature, measured = 1.0, {}
-    if held.any():
-        scores, truth = _score(_part(features, held), weights, bias), classes[held]
+    learn = lambda some: _learn(_part(features, some), classes[some], len(names), settings)
+    temperature, measured, scores = 1.0, {}, []
+    for part in held:
+        weights, bias = learn(~part)
+        scores.append(_score(_part(features, part), weights, bias))
+    if held:
+        scores, truth = numpy.concatenate(scores), numpy.concatenate([classes[p] for p in held])
         temperature = _fit_temperature(scores, truth)
         measured = _measure(scores, truth, temperature)
+    if not held or held[0].mean() > settings.held_out:  # more than may stay unlearnt
+        weights, bias = learn(numpy.ones(len(classes), bool))
     return TextClassifier(tuple(names), weights, bias, temperature, settings, measured)
 
 

@@ -343,7 +343,7 @@ class TableWriter:
 def _choose(hashed: HashedTexts, keep: numpy.ndarray) -> HashedTexts:
     "The hashes of some of the texts."
     shingles = hashed.shingles[numpy.repeat(keep, hashed.counts)]
-    return HashedTexts(shingles, hashed.counts[keep], hashed.signatures[keep], hashed.recipe)
+    return HashedTexts(shingles, hashed.counts[keep], hashed.width)
 
 # %% ../nbs/01q_data.ipynb #7dbc369a
 class _Spool:

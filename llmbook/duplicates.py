@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['LIKENESSES', 'SPLITS', 'hash_words', 'hash_shingles', 'jaccard', 'minhash', 'candidate_chance', 'choose_bands',
-           'HashedTexts', 'DuplicateFinder', 'measure_overlap', 'find_near_duplicates', 'assign_splits',
-           'split_documents']
+           'HashedTexts', 'DuplicateFinder', 'find_near_duplicates', 'assign_splits', 'split_documents']
 
 # %% ../nbs/01i_duplicates.ipynb #06556581
+import tempfile
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 
 # %% ../nbs/01i_duplicates.ipynb #742ea82d
@@ -26,8 +26,7 @@ from .documents import Document, hash_text
 # %% ../nbs/01i_duplicates.ipynb #c585b4f3
 _PRIME = 0x100000001B3
 _INVERSE = pow(_PRIME, -1, 2**64)
-_LOWER = numpy.array([b | 32 if 65 <= b <= 90 else b for b in range(256)], numpy.uint8)
-_LETTER = numpy.array([b > 127 or chr(b).isalnum() or b == 95 for b in range(256)])
+_LETTER = bytes(b > 127 or chr(b).isalnum() or b == 95 for b in range(256))
 
 
 def _mix(x: numpy.ndarray) -> numpy.ndarray:
@@ -37,49 +36,71 @@ def _mix(x: numpy.ndarray) -> numpy.ndarray:
     return x ^ (x >> numpy.uint64(31))
 
 
+@lru_cache(2)
+def _usual_powers(base: int) -> numpy.ndarray:
+    "As many powers as a usual block has bytes."
+    powers = _powers(base, 2**18 + 1)
+    powers.setflags(write=False)
+    return powers
+
+
 def _powers(base: int, count: int) -> numpy.ndarray:
-    powers = numpy.full(max(count, 1), base, numpy.uint64)
+    "A number to the powers 0, 1, 2, … modulo 2 to the 64."
+    if count <= 2**18:
+        return _usual_powers(base)[:count]
+    powers = numpy.full(count, base, numpy.uint64)
     powers[0] = 1
     return numpy.multiply.accumulate(powers)
 
 # %% ../nbs/01i_duplicates.ipynb #70ad1bd4
+def _find_words(texts: Sequence[str]) -> tuple[numpy.ndarray, ...]:
+    "(hash and (start, end) byte of each word, words and first byte of each text)."
+    raw = [text.encode("utf-8", "replace") for text in texts]
+    joined = b"\n".join([b"", *raw, b""])
+    letter = numpy.frombuffer(joined.translate(_LETTER), bool)
+    edges = numpy.flatnonzero(letter[1:] != letter[:-1]).reshape(-1, 2)
+    folded = numpy.frombuffer(joined.lower(), numpy.uint8)
+    sums = numpy.multiply(folded, _powers(_PRIME, len(folded)), dtype=numpy.uint64)
+    numpy.add.accumulate(sums, out=sums)
+    words = (sums[edges[:, 1]] - sums[edges[:, 0]]) * _powers(_INVERSE, len(sums))[edges[:, 0]]
+    bounds = numpy.cumsum([0, *(len(part) + 1 for part in raw)])
+    return _mix(words), edges, numpy.diff(numpy.searchsorted(edges[:, 0], bounds)), bounds[:-1]
+
+
 def hash_words(
-    texts: Sequence[str],  # any texts; a few hundred kilobytes at a time is fastest
+    texts: Sequence[str],  # any texts; a hundred kilobytes at a time is fastest
 ) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:  # per word: hash, text, (start, end) byte
     "Hash every word of some texts, ASCII letters in lower case, with its place in the UTF-8."
-    raw = [text.encode("utf-8", "replace") for text in texts]
-    joined = _LOWER[numpy.frombuffer(b"\n".join([*raw, b""]), numpy.uint8)]
-    edge = numpy.diff(_LETTER[joined].astype(numpy.int8), prepend=0)
-    starts, ends = numpy.flatnonzero(edge == 1), numpy.flatnonzero(edge == -1)
-    terms = (joined.astype(numpy.uint64) + numpy.uint64(1)) * _powers(_PRIME, len(joined))
-    sums = numpy.concatenate([numpy.zeros(1, numpy.uint64), numpy.add.accumulate(terms)])
-    words = (sums[ends] - sums[starts]) * _powers(_INVERSE, len(joined))[starts]
-    bounds = numpy.cumsum([0, *(len(part) + 1 for part in raw)])
-    owners = numpy.searchsorted(bounds, starts, side="right") - 1
-    return _mix(words), owners, numpy.stack([starts, ends], 1) - bounds[owners][:, None]
+    words, edges, counts, starts = _find_words(texts)
+    owners = numpy.repeat(numpy.arange(len(counts)), counts)
+    return words, owners, edges - starts[owners][:, None]
 
 # %% ../nbs/01i_duplicates.ipynb #7e4d7a0d
 _OWNER = numpy.uint64(48)  # bits of a hash; those above are the number of the text in its block
+_HASH = numpy.uint64(2**48 - 1)
+
+
+def _firsts(values: numpy.ndarray) -> numpy.ndarray:
+    "Of sorted values, which differ from the one before."
+    return numpy.concatenate([[True], values[1:] != values[:-1]])[: len(values)]
 
 
 def _shingle_block(texts: Sequence[str], width: int) -> tuple[numpy.ndarray, numpy.ndarray]:
     "(distinct shingle hashes in order of the texts, how many each text has) for some texts."
-    words, owner, _ = hash_words(texts)
-    length = numpy.bincount(owner, minlength=len(texts))
-    ends = numpy.cumsum(length)
-    found = words.copy()
+    words, _, length, _ = _find_words(texts)
+    numbers = numpy.arange(len(texts) + 1, dtype=numpy.uint64) << _OWNER
+    owner, ends, found = numpy.repeat(numbers[:-1], length), numpy.cumsum(length), words.copy()
     for step in range(1, min(width, max(len(words), 1))):
         same = owner[step:] == owner[:-step]
         found[:-step] += same * _mix(words[step:] + numpy.uint64(step))
     keep = numpy.repeat(ends, length) - numpy.arange(len(words)) >= width
     keep[(ends - length)[length > 0]] = True  # a short text is one shingle
-    low = _mix(found[keep]) & numpy.uint64(2**48 - 1)
-    keys = numpy.sort(owner[keep].astype(numpy.uint64) << _OWNER | low)
-    keys = keys[numpy.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)]]
-    return keys & numpy.uint64(2**48 - 1), numpy.bincount(keys >> _OWNER, minlength=len(texts))
+    keys = numpy.sort(owner[keep] | _mix(found[keep]) & _HASH)
+    keys = keys[_firsts(keys)]
+    return keys & _HASH, numpy.diff(numpy.searchsorted(keys, numbers))
 
 
-def _blocks(texts: Sequence[str], size: int = 250_000) -> Iterator[Sequence[str]]:
+def _blocks(texts: Sequence[str], size: int = 125_000) -> Iterator[Sequence[str]]:
     "Runs of texts of about `size` characters, so that the arrays stay in the processor's cache."
     start, total = 0, 0
     for i, text in enumerate(texts):
@@ -183,31 +204,28 @@ def _band_keys(
     return numpy.concatenate(keys)
 
 
-def _candidates(
-    signatures: "numpy.ndarray | _Spool", bands: int, rows: int, reach: int = 16
-) -> numpy.ndarray:
+def _mates(bucket: numpy.ndarray, place: numpy.ndarray) -> Iterator[tuple[numpy.ndarray, ...]]:
+    "(places before, places) in the same bucket: the sixteen before each and the first."
+    first = numpy.searchsorted(bucket, bucket[place])
+    for step in range(1, 17):
+        place, first = place[place - first >= step], first[place - first >= step]
+        yield place - step, place
+    yield first[place - first > 16], place[place - first > 16]
+
+
+def _candidates(signatures: "numpy.ndarray | _Spool", bands: int, rows: int) -> numpy.ndarray:
     "(pairs, 2) numbers of texts that agree on a band."
     count, found, new = len(signatures), numpy.zeros(0, numpy.int64), []
     for band in range(bands):
         key = _band_keys(signatures, band, rows)
         order = numpy.argsort(key, kind="stable")
-        key = key[order]
-        for step in range(1, reach + 1):
-            same = numpy.flatnonzero(key[step:] == key[:-step])
-            new.append(order[same] * count + order[same + step])
-            if not len(same):
-                break
-        first = numpy.searchsorted(key, key)
-        later = numpy.flatnonzero(first < numpy.arange(count))
-        new.append(order[first[later]] * count + order[later])
+        new += [order[a] * count + order[b] for a, b in _mates(key[order], numpy.arange(count))]
         if band == bands - 1 or sum(map(len, new)) > max(len(found), 2**17):
             found, new = numpy.unique(numpy.concatenate([found, *new])), []
     return numpy.stack(numpy.divmod(found, max(count, 1)), 1)
 
 # %% ../nbs/01i_duplicates.ipynb #5eee20f0
-def _join(
-    pairs: Iterable[Sequence[int]], count: int, alike: Callable[[int, int], bool] | None = None
-) -> numpy.ndarray:
+def _join(pairs: Iterable[Sequence[int]], count: int) -> numpy.ndarray:
     "Cluster labels from linked pairs: each text gets the smallest number of its cluster."
     parent = list(range(count))
 
@@ -218,9 +236,29 @@ def _join(
 
     for i, j in pairs:
         a, b = root(i), root(j)
-        if a != b and (alike is None or alike(i, j)):
-            parent[max(a, b)] = min(a, b)
+        parent[max(a, b)] = min(a, b)
     return numpy.array([root(i) for i in range(count)], numpy.int64)
+
+# %% ../nbs/01i_duplicates.ipynb #1cdc5895
+def _overlap(
+    keys: numpy.ndarray, bounds: numpy.ndarray, pairs: numpy.ndarray, weights: numpy.ndarray
+) -> numpy.ndarray:
+    "(2, pairs): how many keys both texts of each pair hold, and their weight (key -> weight)."
+    sizes, found = numpy.diff(bounds), numpy.zeros((2, len(pairs)))
+    work = numpy.cumsum([0, *(sizes[pairs].sum(1) + 1)])
+    for start, end in _ranges(work, 2**16):
+        texts = pairs[start:end].ravel()
+        count = sizes[texts]
+        places = numpy.repeat(bounds[texts] - numpy.cumsum(count) + count, count)
+        pair = numpy.repeat(numpy.arange(len(texts), dtype=numpy.uint64) // 2 << _OWNER, count)
+        both = numpy.sort(keys[places + numpy.arange(len(places))] | pair)
+        both = both[1:][both[1:] == both[:-1]]
+        pair = (both >> _OWNER).astype(numpy.int64)
+        found[0, start:end] = numpy.bincount(pair, minlength=end - start)
+        if len(weights):
+            weight = weights[both & _HASH]
+            found[1, start:end] = numpy.bincount(pair, weight, minlength=end - start)
+    return found
 
 # %% ../nbs/01i_duplicates.ipynb #3f9eca37
 @dataclass(frozen=True, slots=True)
@@ -229,45 +267,32 @@ class HashedTexts:
 
     shingles: numpy.ndarray  # uint64, hashes of all texts in order
     counts: numpy.ndarray  # (texts,) int64, how many hashes each text has
-    signatures: numpy.ndarray  # (texts, permutations) uint32
-    recipe: tuple[int, int, int]  # permutations, width, seed
+    width: int  # words per shingle
 
 # %% ../nbs/01i_duplicates.ipynb #5ce14a49
 class _Spool:
-    "Rows of numbers that grow at their end, in memory or in a file."
+    "Rows of numbers that grow at their end, in a file."
 
-    def __init__(self, kind: type, columns: int = 1, path: Path | None = None):
-        self.kind, self.columns, self.path, self.parts = kind, columns, path, []
+    def __init__(self, kind: type, columns: tuple[int, ...] = (), path: Path | None = None):
+        self.row, self.count = numpy.dtype((kind, columns)), 0
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"")
+        self.stream = open(path, "w+b") if path else tempfile.TemporaryFile()  # noqa: SIM115
+        weakref.finalize(self, self.stream.close)
 
     def append(self, rows: numpy.ndarray) -> None:
-        if not self.path:
-            self.parts.append(rows.reshape(-1, self.columns))
-        elif rows.size:
-            with open(self.path, "ab") as stream:
-                rows.astype(self.kind, copy=False).tofile(stream)
-
-    def array(self) -> numpy.ndarray:
-        "All rows; those of a file are mapped, not read."
-        if self.path and self.path.stat().st_size:
-            return numpy.memmap(self.path, self.kind, "r").reshape(-1, self.columns)
-        if len(self.parts) != 1:
-            none = numpy.zeros((0, self.columns), self.kind)
-            self.parts = [numpy.concatenate([none, *self.parts])]
-        return self.parts[0]
+        self.stream.seek(0, 2)
+        self.stream.write(numpy.ascontiguousarray(rows, self.row.base).data.cast("B"))
+        self.stream.flush()
+        self.count += len(rows)
 
     def __len__(self) -> int:
-        return len(self.array())
+        return self.count
 
     def __getitem__(self, rows: slice) -> numpy.ndarray:
-        "Some rows; those of a file are read, for pages that are mapped stay in memory."
-        if not self.path or rows.start >= rows.stop:
-            return self.array()[rows]
-        row = numpy.dtype((self.kind, self.columns))
-        count = rows.stop - rows.start
-        return numpy.fromfile(self.path, row, count, offset=rows.start * row.itemsize)
+        self.stream.seek(rows.start * self.row.itemsize)
+        raw = self.stream.read((rows.stop - rows.start) * self.row.itemsize)
+        return numpy.frombuffer(raw, self.row.base).reshape(-1, *self.row.shape)
 
 # %% ../nbs/01i_duplicates.ipynb #90111ca2
 class DuplicateFinder:
@@ -278,25 +303,30 @@ class DuplicateFinder:
         permutations: int = 128,  # numbers per signature
         width: int = 3,  # words per shingle
         seed: int = 1,  # chooses the permutations
-        folder: Path | None = None,  # for files of hashes and signatures; none: memory
+        folder: Path | None = None,  # for files of hashes and signatures; none: temporary files
     ):
         if min(permutations, width) < 1:
             given = f"{permutations} permutations of shingles of {width} words"
             raise InputError(given, "1 or more of each", "raise the smaller one")
-        self.recipe, self.counts = (permutations, width, seed), [numpy.zeros(1, numpy.int64)]
+        self.permutations, self.width, self.seed = permutations, width, seed
         place = (lambda name: Path(folder) / name) if folder else (lambda name: None)
-        self._shingles = _Spool(numpy.uint64, 1, place("shingles.u64"))
-        self._signatures = _Spool(numpy.uint32, permutations, place("signatures.u32"))
+        self._shingles = _Spool(numpy.uint64, (), place("shingles.u64"))
+        self._signatures = _Spool(numpy.uint32, (permutations,), place("signatures.u32"))
+        self._counts = [numpy.zeros(1, numpy.int64)]
+
+    @property
+    def _offsets(self) -> numpy.ndarray:
+        "Where the shingles of each text begin, and where all end."
+        self._counts = [numpy.concatenate(self._counts)]
+        return numpy.cumsum(self._counts[0])
 
     def __len__(self) -> int:
-        return sum(map(len, self.counts)) - 1
+        return sum(map(len, self._counts)) - 1
 
     @staticmethod
     def prepare(
         texts: Sequence[str],  # any texts
-        permutations: int = 128,  # numbers per signature
         width: int = 3,  # words per shingle
-        seed: int = 1,  # chooses the permutations
     ) -> HashedTexts:  # for `add`
         "Hash some texts; a worker process can do this."
         wrong = [type(text).__name__ for text in texts if not isinstance(text, str)]
@@ -304,8 +334,7 @@ class DuplicateFinder:
             given = f"one {'string' if isinstance(texts, str) else wrong[0]}"
             raise InputError(given, "a list of strings", "pass the texts as a list")
         hashes, offsets = hash_shingles(texts, width)
-        signatures = _signatures(hashes, offsets, permutations, seed)
-        return HashedTexts(hashes, numpy.diff(offsets), signatures, (permutations, width, seed))
+        return HashedTexts(hashes, numpy.diff(offsets), width)
 
 # %% ../nbs/01i_duplicates.ipynb #32329e38
 @patch
@@ -314,64 +343,154 @@ def add(
     texts: Sequence[str] = (),  # the next texts
     prepared: HashedTexts | None = None,  # the same, hashed by `prepare`
 ) -> None:
-    "Take the next texts; raise `InputError` if they were hashed in another way."
-    hashed = prepared or self.prepare(texts, *self.recipe)
-    if hashed.recipe != self.recipe:
-        given = f"texts prepared with (permutations, width, seed) = {hashed.recipe}"
-        raise InputError(given, f"{self.recipe}", "prepare them with the finder's values")
+    "Take the next texts; raise `InputError` if their shingles have another width."
+    hashed = prepared or self.prepare(texts, self.width)
+    if hashed.width != self.width:
+        given = f"texts prepared with shingles of {hashed.width} words"
+        raise InputError(given, f"{self.width} words", "prepare them with the finder's width")
     self._shingles.append(hashed.shingles)
-    self._signatures.append(hashed.signatures)
-    self.counts.append(hashed.counts)
+    self._counts.append(hashed.counts)
 
 # %% ../nbs/01i_duplicates.ipynb #6170a682
-def measure_overlap(
-    a: numpy.ndarray,  # sorted distinct hashes
-    b: numpy.ndarray,  # sorted distinct hashes
-    weights: Sequence[numpy.ndarray] | None = None,  # of the hashes in a and in b; none: 1 each
-) -> tuple[float, float]:  # the share of a that lies in b and the share of b in a, 0 to 1
-    "How much of each of two sets lies in the other, by weight."
-    if not len(a) or not len(b):
-        return 0.0, 0.0
-    of_a, of_b = weights or (numpy.ones(len(a)), numpy.ones(len(b)))
-    common = of_b[a[numpy.searchsorted(a[:-1], b)] == b].sum()
-    return float(common / of_a.sum()), float(common / of_b.sum())
+_PART = 2**17  # shingles that are looked at together, about
+
+
+@patch
+def _parts(self: DuplicateFinder) -> int:
+    return min(1 << (len(self._shingles) // _PART).bit_length(), 32)
+
+
+@patch
+def _part(self: DuplicateFinder, number: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+    "Hashes of one part in order of the texts, and where those of each text begin."
+    offsets, parts = self._offsets, self._parts()
+    hashes, counts = [numpy.zeros(0, numpy.uint64)], [[0]]
+    for start, end in _ranges(offsets, 2**16):
+        bounds = offsets[start : end + 1]
+        found, bounds = self._shingles[bounds[0] : bounds[-1]], bounds - bounds[0]
+        if parts > 1:
+            inside = numpy.flatnonzero(found & numpy.uint64(parts - 1) == number)
+            found, bounds = found[inside], numpy.searchsorted(inside, bounds)
+        hashes.append(found)
+        counts.append(numpy.diff(bounds))
+    return numpy.concatenate(hashes), numpy.cumsum(numpy.concatenate(counts))
+
+
+@patch
+def _alike(self: DuplicateFinder, threshold: float) -> numpy.ndarray:
+    "(pairs, 2) texts whose Jaccard likeness reaches a threshold."
+    todo = self._offsets[len(self._signatures) :]
+    for start, end in _ranges(todo, 2**16):
+        bounds = todo[start : end + 1]
+        hashes, bounds = self._shingles[bounds[0] : bounds[-1]], bounds - bounds[0]
+        self._signatures.append(_signatures(hashes, bounds, self.permutations, self.seed))
+    pairs = _candidates(self._signatures, *choose_bands(threshold, self.permutations))
+    common = numpy.zeros(len(pairs))
+    for number in range(self._parts()):
+        common += _overlap(*self._part(number), pairs, numpy.zeros(0))[0]
+    union = numpy.diff(self._offsets)[pairs].sum(1) - common
+    return pairs[common / numpy.maximum(union, 1) >= threshold]
 
 # %% ../nbs/01i_duplicates.ipynb #abb50a1b
 LIKENESSES = {"jaccard": (0.8, 3), "containment": (0.55, 2)}  # usual threshold, words per shingle
-_LOWEST = 0.25  # Jaccard's likeness from which candidates for containment are found
 _UNEVEN, _WHOLE = 0.6, 0.8  # a text shorter than 0.6 of the other must lie in it to 0.8
 _LEAST, _EQUAL = 0.1, 0.9  # part of the longer text worth speaking of; equal whatever is rare
 
 
-def _count_holders(shingles: _Spool, total: int) -> numpy.ndarray:
-    "How many texts hold each hash, by its lowest bits."
-    holders = numpy.zeros(1 << min((8 * total + 1).bit_length(), 24), numpy.uint32)
-    for start in range(0, total, 2**17):
-        part = shingles[start : start + 2**17][:, 0]
-        places = (part & numpy.uint64(len(holders) - 1)).astype(numpy.int64)
-        numpy.add.at(holders, places, numpy.uint32(1))
-    return holders
-
-
-def _same(a: tuple, b: tuple, threshold: float) -> bool:
-    "Whether one of two texts, each as (hashes, weights), holds the other."
-    low, high = sorted(measure_overlap(a[0], b[0], (a[1], b[1])))
-    ratio = min(len(a[0]), len(b[0])) / max(len(a[0]), len(b[0]))
-    if low >= _LEAST and high >= (threshold if ratio >= _UNEVEN else max(threshold, _WHOLE)):
-        return True
-    return ratio >= _EQUAL and jaccard(a[0], b[0]) >= _EQUAL
-
-
-def _agreeing(signatures: numpy.ndarray, pairs: numpy.ndarray, least: float) -> numpy.ndarray:
-    "The pairs whose signatures are equal in at least a share of their places."
-    kept = [pairs[:0]]
-    for start in range(0, len(pairs), 2**14):
-        part = pairs[start : start + 2**14]
-        equal = signatures[part[:, 0]] == signatures[part[:, 1]]
-        kept.append(part[equal.mean(1) >= least])
-    return numpy.concatenate(kept)
+def _same(
+    common: numpy.ndarray, sizes: numpy.ndarray, weights: numpy.ndarray, threshold: float
+) -> numpy.ndarray:
+    "Whether one text of each pair holds the other: common (2, pairs), the others (pairs, 2)."
+    (few, many), (light, heavy) = numpy.sort(sizes, 1).T, numpy.sort(weights, 1).T
+    need = numpy.where(few / many >= _UNEVEN, threshold, max(threshold, _WHOLE))
+    held = (common[1] + 1e-9 >= need * light) & (common[1] + 1e-9 >= _LEAST * heavy)
+    return held | (common[0] / (few + many - common[0]) >= _EQUAL)
 
 # %% ../nbs/01i_duplicates.ipynb #52c4f062
+_DRAWN, _AGREE = 32, 1 / 16  # shingles of a sample; part of a sample that two texts must share
+
+
+def _number(hashes: numpy.ndarray) -> numpy.ndarray:
+    "Equal hashes get equal numbers: 0, 1, …"
+    order, number = numpy.argsort(hashes), numpy.empty(len(hashes), numpy.int32)
+    number[order] = numpy.cumsum(_firsts(hashes[order]), dtype=numpy.int32) - 1
+    return number
+
+
+def _share(hashes: numpy.ndarray, bounds: numpy.ndarray) -> tuple[numpy.ndarray, ...]:
+    "What several texts hold (hash, number, bounds), weights by number and of texts (all, shared)."
+    number, texts = _number(hashes), len(bounds) - 1
+    owner = numpy.repeat(numpy.arange(texts, dtype=numpy.int32), numpy.diff(bounds))
+    weights = 1 / numpy.bincount(number)
+    of_all = numpy.bincount(owner, weights[number], texts)
+    kept = numpy.flatnonzero(weights[number] < 1)
+    of_shared = numpy.bincount(owner[kept], weights[number[kept]], texts)
+    return hashes[kept], number[kept], numpy.searchsorted(kept, bounds), weights, of_all, of_shared
+
+
+def _sample(shared: Sequence[numpy.ndarray], size: int) -> numpy.ndarray:
+    "(2, draws): the number of a shingle and the text that draws it, sorted."
+    hashes, number, bounds, weights, *_ = shared
+    count = numpy.diff(bounds)
+    text = numpy.repeat(numpy.arange(len(count)), count)
+    rank = (hashes / weights[number]).astype(numpy.float32).view(numpy.uint32)  # keeps the order
+    order = numpy.argsort(text << 32 | rank)
+    chosen = order[numpy.arange(len(text)) - numpy.repeat(bounds[:-1], count) < size]
+    found = numpy.sort(number[chosen].astype(numpy.int64) << 32 | text[chosen])
+    return numpy.stack([found >> 32, found & 2**32 - 1]).astype(numpy.uint32)
+
+# %% ../nbs/01i_duplicates.ipynb #70eda47a
+def _drawn_together(sample: numpy.ndarray) -> Iterator[numpy.ndarray]:
+    "(pairs, 2) texts that drew enough of the same."
+    bucket, text = sample
+    drawn = numpy.bincount(text)
+    step = max(512, len(drawn) // 64)  # the pairs of some texts at a time: memory
+    for start in range(0, len(drawn), step):
+        place = numpy.flatnonzero((text >= start) & (text < start + step))
+        pairs = [text[a].astype(numpy.int64) << 32 | text[b] for a, b in _mates(bucket, place)]
+        pairs, times = numpy.unique(numpy.concatenate(pairs), return_counts=True)
+        pairs = numpy.stack([pairs >> 32, pairs & 2**32 - 1], 1)
+        yield pairs[times >= _AGREE * drawn[pairs].min(1)]
+
+# %% ../nbs/01i_duplicates.ipynb #7d3a79f4
+@patch
+def _draw(self: DuplicateFinder, number: int) -> tuple[numpy.ndarray, ...]:
+    "The sample of one part, and weights of texts (all, shared)."
+    shared = _share(*self._part(number))
+    return _sample(shared, max(_DRAWN // self._parts(), 1)), *shared[-2:]
+
+
+@patch
+def _likely(self: DuplicateFinder, threshold: float) -> tuple[numpy.ndarray, numpy.ndarray]:
+    "(pairs, 2) texts of which one may hold the other, and the weight of each text."
+    parts, sizes, size = self._parts(), numpy.diff(self._offsets), 0
+    sample = numpy.zeros((2, max(_DRAWN, parts) * len(self) + 1), numpy.uint32)
+    weight, shared = numpy.zeros((2, len(self)))
+    for number in range(parts):
+        drawn, of_all, of_shared = self._draw(number)
+        weight += of_all
+        shared += of_shared
+        drawn[0] = numpy.cumsum(_firsts(drawn[0])) + sample[0, size - 1]
+        sample[:, size : size + len(drawn[0])] = drawn
+        size += len(drawn[0])
+    kept = [numpy.zeros((0, 2), numpy.int64)]
+    for pairs in _drawn_together(sample[:, :size]):
+        most = numpy.stack([sizes[pairs].min(1), shared[pairs].min(1)])
+        kept.append(pairs[_same(most, sizes[pairs], weight[pairs], threshold)])
+    return numpy.concatenate(kept), weight
+
+
+@patch
+def _containing(self: DuplicateFinder, threshold: float) -> numpy.ndarray:
+    "(pairs, 2) texts of which one holds the other."
+    pairs, weight = self._likely(threshold)
+    common = numpy.zeros((2, len(pairs)))
+    for number in range(self._parts()):
+        _, keys, bounds, weights, *_ = _share(*self._part(number))
+        common += _overlap(keys.astype(numpy.uint64), bounds, pairs, weights)
+    return pairs[_same(common, numpy.diff(self._offsets)[pairs], weight[pairs], threshold)]
+
+# %% ../nbs/01i_duplicates.ipynb #56440ac5
 @patch
 def clusters(
     self: DuplicateFinder,
@@ -383,33 +502,19 @@ def clusters(
         raise InputError(f"a threshold of {threshold}", "more than 0, at most 1", "change it")
     if likeness not in LIKENESSES:
         raise InputError(f"likeness `{likeness}`", " or ".join(LIKENESSES), "take one of them")
-    self.counts = [numpy.concatenate(self.counts)]
-    offsets = numpy.cumsum(self.counts[0])
-    read = lambda i: self._shingles[offsets[i] : offsets[i + 1]][:, 0]
-    pairs = lambda least: _candidates(self._signatures, *choose_bands(least, self.recipe[0]))
-    if likeness == "jaccard":
-        found, part = pairs(threshold), lru_cache(256)(read)
-        alike = lambda i, j: jaccard(part(i), part(j)) >= threshold
-    else:
-        found = _agreeing(self._signatures.array(), pairs(_LOWEST), _LOWEST / 2)
-        holders = _count_holders(self._shingles, int(offsets[-1]))
-        weigh = lambda part: (part, 1 / holders[part & numpy.uint64(len(holders) - 1)])
-        part = lru_cache(256)(lambda i: weigh(read(i)))
-        alike = lambda i, j: _same(part(i), part(j), threshold)
-    found = found[(numpy.diff(offsets)[found] > 0).all(1)]
-    pieces = (found[start : start + 4096].tolist() for start in range(0, len(found), 4096))
-    return _join(chain.from_iterable(pieces), len(self), alike)
+    pairs = (self._alike if likeness == "jaccard" else self._containing)(threshold)
+    return _join(pairs.tolist(), len(self))
 
-# %% ../nbs/01i_duplicates.ipynb #70eda47a
+# %% ../nbs/01i_duplicates.ipynb #96f9d2cd
 def find_near_duplicates(
     texts: Sequence[str],  # any texts
     threshold: float | None = None,  # likeness that counts as the same, 0 to 1; none: the usual one
-    permutations: int = 128,  # numbers per signature
+    permutations: int = 128,  # numbers per signature, for Jaccard's likeness
     width: int | None = None,  # words per shingle; none: what suits the likeness
     seed: int = 1,  # chooses the permutations
     likeness: str | None = None,  # jaccard if there is a threshold, else containment
 ) -> numpy.ndarray:  # (texts,) int64: number of the first text of its cluster
-    "Cluster texts that say the same; candidates by MinHash, each compared exactly."
+    "Cluster texts that say the same; likely pairs by samples, each compared exactly."
     likeness = likeness or ("containment" if threshold is None else "jaccard")
     usual = LIKENESSES.get(likeness, (0.8, 3))
     finder = DuplicateFinder(permutations, width or usual[1], seed)

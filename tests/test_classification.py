@@ -14,7 +14,10 @@ from llmbook.classification import (
     _count_pieces,
     _featurize,
     _hash_pieces,
+    _hold_out,
+    _loss,
     _named_pieces,
+    _soften,
     choose_threshold,
     confidence_gap,
     explain_label,
@@ -93,17 +96,36 @@ def test_same_seed_same_classifier_and_order_of_names():
     assert (one.weights == two.weights).all() and one.labels == ("kitchen", "workshop")
 
 
-def test_held_out_texts_calibrate_noisy_labels():
-    draw = numpy.random.default_rng(0)
-    truth = draw.integers(0, 2, 3000)
-    texts = [f"{'tea cup' if y else 'iron bar'} {draw.integers(9999)}" for y in truth]
-    noisy = numpy.where(draw.random(3000) < 0.25, 1 - truth, truth)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_held_out_texts_calibrate_noisy_labels(seed):
+    draw = numpy.random.default_rng(seed)
+    truth = draw.integers(0, 2, 4000)
+    words = ["".join(map(chr, row)) for row in draw.integers(97, 123, (3000, 5))]  # by them it learns the noise by heart
+    texts = [f"{'tea cup' if y else 'iron bar'} {' '.join(draw.choice(words, 12))}" for y in truth]
+    noisy = numpy.where(draw.random(4000) < 0.25, 1 - truth, truth)
     model = train_classifier(texts[:2000], [str(y) for y in noisy[:2000]], ClassifierSettings(epochs=8))
-    chance = model.probabilities(texts[2000:])
-    assert model.temperature > 1.2 and model.measured["texts"] == pytest.approx(200, abs=1)
+    chance, raw = model.probabilities(texts[2000:]), _soften(model.scores(texts[2000:]), 1.0)
+    assert model.temperature > 2 and model.measured["texts"] == pytest.approx(1000, abs=3)
     assert model.measured["gap after"] < model.measured["gap before"]
-    assert 0.65 < chance.max(1).mean() < 0.85  # one label in four is wrong
-    assert confidence_gap(chance, noisy[2000:]) < 0.07
+    assert 0.6 < chance.max(1).mean() < 0.85  # one label in four is wrong
+    assert confidence_gap(chance, noisy[2000:]) < 0.09 < 0.15 < confidence_gap(raw, noisy[2000:])
+    assert _loss(chance, noisy[2000:]) < 0.7 * _loss(raw, noisy[2000:])
+
+
+@pytest.mark.parametrize("count, parts, asked", [(40, 4, 40), (600, 4, 600), (2000, 2, 1000), (4000, 1, 1000), (20_000, 1, 2000)])
+def test_few_texts_are_held_out_in_turn(count, parts, asked):
+    classes = numpy.arange(count) % 2
+    held = _hold_out(classes, ClassifierSettings())
+    assert len(held) == parts and sum(held).max() == 1 and sum(held).sum() == pytest.approx(asked, abs=3)
+    assert all(part[classes == 0].sum() == part[classes == 1].sum() for part in held)
+    assert not _hold_out(classes, ClassifierSettings(held_out=0))
+    assert len(_hold_out(classes, ClassifierSettings(held_out=0.5))) == min(parts, 2 if count < 2000 else 1)
+
+
+def test_what_calibrates_is_learnt_from_unless_it_is_little():
+    odd = ["zebra crossing"] * 3
+    model = train_classifier(KITCHEN * 3 + WORKSHOP * 3 + odd, LABELS * 3 + ["zoo"] * 3)
+    assert model.measured["texts"] >= 30 and model.predict(odd) == ["zoo"] * 3
 
 
 def test_rare_labels_and_many_labels_are_learnt():

@@ -1,8 +1,11 @@
 """The finder of near-duplicates: batches, workers, files, memory."""
 
+import itertools
 import multiprocessing
+import re
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy
@@ -10,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmbook import duplicates
 from llmbook.core import InputError
 from llmbook.duplicates import (
-    DuplicateFinder, _candidates, _join, choose_bands, find_near_duplicates, hash_shingles, jaccard, measure_overlap, minhash,
+    DuplicateFinder, _candidates, _join, _overlap, choose_bands, find_near_duplicates, hash_shingles, jaccard, minhash,
 )
+from llmbook.environment import list_distributions, read_environment
 
 
 def essay(seed: int, words: int) -> str:
@@ -37,8 +42,8 @@ def in_one_piece(texts: list[str], threshold: float, permutations: int, width: i
     hashes, offsets = hash_shingles(texts, width)
     sets = [hashes[offsets[i] : offsets[i + 1]] for i in range(len(texts))]
     pairs = _candidates(minhash(texts, permutations, width), *choose_bands(threshold, permutations))
-    pairs = [(i, j) for i, j in pairs.tolist() if len(sets[i]) and len(sets[j])]
-    return _join(pairs, len(texts), lambda i, j: jaccard(sets[i], sets[j]) >= threshold)
+    alike = lambda i, j: len(sets[i]) and len(sets[j]) and jaccard(sets[i], sets[j]) >= threshold
+    return _join([(i, j) for i, j in pairs.tolist() if alike(i, j)], len(texts))
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.9, 1.0])
@@ -102,7 +107,7 @@ def test_texts_that_are_none(texts):
 
 def test_mixed_recipes():
     with pytest.raises(InputError, match="prepare them"):
-        DuplicateFinder().add(prepared=DuplicateFinder.prepare(["a"], permutations=64))
+        DuplicateFinder().add(prepared=DuplicateFinder.prepare(["a"], width=2))
     with pytest.raises(InputError, match="1 or more"):
         DuplicateFinder(permutations=0)
 
@@ -196,9 +201,76 @@ def test_unknown_likeness():
         find_near_duplicates(["a"], 0.5, likeness="cosine")
 
 
-def test_overlap_by_weight():
-    a, b = numpy.array([1, 2, 3, 4], numpy.uint64), numpy.array([3, 4, 5], numpy.uint64)
-    assert measure_overlap(a, b) == (2 / 4, 2 / 3)
-    weights = numpy.array([1, 1, 0.5, 0.5]), numpy.array([0.5, 0.5, 1])
-    assert measure_overlap(a, b, weights) == (1 / 3, 1 / 2)
-    assert measure_overlap(a, a[:0]) == (0, 0)
+def by_definition(texts: list[str], threshold: float) -> numpy.ndarray:
+    """Containment of all pairs, with sets and a dictionary of the holders."""
+    words = [re.findall(r"\w+", text.lower()) for text in texts]
+    sets = [set(zip(held, held[1:])) if len(held) > 1 else {tuple(held)} - {()} for held in words]  # noqa: B905
+    holders = Counter(shingle for held in sets for shingle in held)
+    total = lambda held: sum(1 / holders[shingle] for shingle in held)
+    weight, pairs = [total(held) for held in sets], []
+    for j, i in itertools.combinations(range(len(sets)), 2):
+        if not (common := sets[i] & sets[j]):
+            continue
+        light, heavy = sorted((weight[i], weight[j]))
+        few, many = sorted((len(sets[i]), len(sets[j])))
+        need = threshold if few / many >= 0.6 else max(threshold, 0.8)
+        held = total(common) / light >= need - 1e-9 and total(common) / heavy >= 0.1 - 1e-9
+        if held or len(common) / (few + many - len(common)) >= 0.9:
+            pairs.append((i, j))
+    return _join(pairs, len(texts))
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.55, 0.8, 1.0])
+def test_containment_equals_all_pairs(family, planted, threshold):
+    for texts in (family, planted[0]):
+        found = find_near_duplicates(texts, threshold, likeness="containment")
+        assert found.dtype == numpy.int64
+        assert found.tolist() == by_definition(texts, threshold).tolist()
+
+
+def test_containment_of_real_documentation():
+    package = [found for found in list_distributions() if found.name == "numpy"]
+    texts = [document.body for document in read_environment(distributions=package)][:500]
+    found, wanted = find_near_duplicates(texts), by_definition(texts, 0.55)
+    assert (wanted != numpy.arange(len(texts))).sum() > 50
+    assert (found != wanted).mean() < 0.005
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(alphabet="ab c", max_size=30), max_size=9), st.sampled_from([0.2, 0.55, 1.0]))
+def test_containment_of_any_texts(texts, threshold):
+    found = find_near_duplicates(texts, threshold, likeness="containment")
+    assert found.tolist() == by_definition(texts, threshold).tolist()
+
+
+@pytest.mark.parametrize("size", [64, 500, 2**12])
+def test_parts_change_nothing(family, planted, size, monkeypatch):
+    texts = [*family, *planted[0]]
+    wanted = find_near_duplicates(texts).tolist(), find_near_duplicates(texts, 0.5).tolist()
+    monkeypatch.setattr(duplicates, "_PART", size)
+    finder = DuplicateFinder()
+    finder.add(texts)
+    assert finder._parts() > 4
+    hashes = numpy.concatenate([finder._part(number)[0] for number in range(finder._parts())])
+    assert sorted(hashes.tolist()) == sorted(hash_shingles(texts)[0].tolist())
+    assert (find_near_duplicates(texts).tolist(), find_near_duplicates(texts, 0.5).tolist()) == wanted
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sets(st.integers(0, 20), max_size=12), min_size=2, max_size=6), st.data())
+def test_overlap_equals_sets(sets, data):
+    place = st.integers(0, len(sets) - 1)
+    pairs = data.draw(st.lists(st.tuples(place, place).filter(lambda pair: pair[0] != pair[1]), min_size=1, max_size=9))
+    keys = numpy.array([key for held in sets for key in sorted(held)], numpy.uint64)
+    bounds, weights = numpy.cumsum([0, *map(len, sets)]), 1 / numpy.arange(1, 22)
+    found = _overlap(keys, bounds, numpy.array(pairs), weights)
+    common = [sets[i] & sets[j] for i, j in pairs]
+    assert found[0].tolist() == list(map(len, common))
+    assert numpy.allclose(found[1], [sum(weights[key] for key in held) for held in common])
+
+
+def test_a_hundred_copies_of_one_text_and_of_its_half():
+    whole = essay(1, 300)
+    half = " ".join(whole.split()[:200])
+    texts = [essay(2, 200), *[whole] * 100, *[half] * 100]
+    assert find_near_duplicates(texts).tolist() == [0] + [1] * 200

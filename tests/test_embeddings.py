@@ -39,9 +39,6 @@ from llmbook.embeddings import (
     whiten,
 )
 
-settings.register_profile("calm", deadline=None)
-settings.load_profile("calm")
-
 DRAW = numpy.random.default_rng(0)
 FRUIT, TOOLS = "maçã pera uva figo kiwi".split(), "serra lima torno broca prensa".split()
 

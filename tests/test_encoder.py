@@ -46,9 +46,6 @@ from llmbook.encoder import (
     train_with_sentence_transformers,
 )
 
-settings.register_profile("calm", deadline=None)
-settings.load_profile("calm")
-
 ROOMS = "kitchen attic cellar garden library stable tower chapel".split()
 THINGS = "kettle trunk barrel rake lexicon saddle bell organ".split()
 PLACES = list(zip(ROOMS, THINGS, strict=True))

@@ -30,9 +30,6 @@ from llmbook.positions import (
     train_positions,
 )
 
-settings.register_profile("calm", deadline=None)
-settings.load_profile("calm")
-
 KINDS = ("none", "sinusoidal", "learned", "shaw", "t5", "rotary", "alibi")
 SMALL = PositionSettings(d=32, heads=2, layers=1, trained=16, longest=48, steps=5, batch=4, reach=4)
 

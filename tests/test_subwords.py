@@ -1,7 +1,6 @@
 """Subwords on what a page should not carry: the library's cuts on any words, ties, long words, bad input."""
 
 import itertools
-import pydoc_data.topics
 import random
 import re
 from collections import Counter
@@ -9,6 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_texts import FOREIGN, TOPICS
 
 from llmbook.core import InputError, SettingsError
 from llmbook.subwords import (
@@ -24,16 +24,10 @@ from llmbook.subwords import (
 )
 from llmbook.tokenization import SPECIAL_TOKENS
 
-settings.register_profile("calm", deadline=None)
-settings.load_profile("calm")
-
-TEXTS = [text for _, text in sorted(pydoc_data.topics.topics.items())][:40]
-FOREIGN = "A língua não é um código: “ação” e «corazón» são palavras. 日本語 🙂 İstanbul ß e\u0301"
-
 
 @pytest.fixture(scope="module")
 def ours():
-    return WordPiece(train_wordpiece([*TEXTS, FOREIGN], 2000))
+    return WordPiece(train_wordpiece([*TOPICS, FOREIGN], 2000))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +41,7 @@ def library(ours):
 
 @pytest.mark.parametrize("kind", list(SIMPLE))
 def test_simple_pieces_share_one_interface_and_count_what_they_do_not_know(kind):
-    tokenizer = PieceList(list_pieces(TEXTS, kind, 500), kind)
+    tokenizer = PieceList(list_pieces(TOPICS, kind, 500), kind)
     ids = tokenizer.encode(FOREIGN)
     unknown = find_unknown(tokenizer, [FOREIGN])
     assert all(0 <= i < len(tokenizer) == len(tokenizer.tokens) for i in ids)
@@ -66,7 +60,7 @@ def test_bytes_come_back_through_their_names(data):
 
 
 def test_library_cuts_real_words_alike(ours, library):
-    for line in "\n".join([*TEXTS, FOREIGN]).splitlines():
+    for line in "\n".join([*TOPICS, FOREIGN]).splitlines():
         assert ours.encode(line) == library.encode(line).ids
 
 
@@ -123,13 +117,13 @@ def test_few_letters_and_many_ties_learn_what_counting_again_learns(words, least
 
 
 def test_vocabulary_has_the_wanted_size_and_no_double():
-    tokens = train_wordpiece(TEXTS, 1500)
+    tokens = train_wordpiece(TOPICS, 1500)
     assert len(tokens) == len(set(tokens)) == 1500
 
 
 def test_gain_is_worth_more_than_the_ratio():
-    text = TEXTS[-1] + TEXTS[-2]
-    length = {score: len(WordPiece(train_wordpiece(TEXTS[:-2], 1500, score)).encode(text)) for score in ("gain", "ratio")}
+    text = TOPICS[-1] + TOPICS[-2]
+    length = {score: len(WordPiece(train_wordpiece(TOPICS[:-2], 1500, score)).encode(text)) for score in ("gain", "ratio")}
     assert length["gain"] < 0.8 * length["ratio"]
 
 
@@ -148,13 +142,13 @@ def test_bad_input_says_what_to_do():
         with pytest.raises(InputError, match="no text"):
             list_pieces(texts, "word")
     with pytest.raises(SettingsError, match="a vocabulary of 10"):
-        train_wordpiece(TEXTS, 10)
+        train_wordpiece(TOPICS, 10)
     with pytest.raises(SettingsError, match="gain or ratio"):
-        train_wordpiece(TEXTS, 1000, "luck")
+        train_wordpiece(TOPICS, 1000, "luck")
     with pytest.raises(SettingsError, match="1 or more"):
-        train_wordpiece(TEXTS, 1000, "gain", 0)
+        train_wordpiece(TOPICS, 1000, "gain", 0)
     with pytest.raises(SettingsError, match="whitespace, word, character, byte"):
-        list_pieces(TEXTS, "syllable")
+        list_pieces(TOPICS, "syllable")
     for tokens in (["a"], ["[UNK]", "a", "a"]):
         with pytest.raises(InputError, match="different tokens"):
             WordPiece(tokens)

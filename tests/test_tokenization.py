@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import pydoc_data.topics
 import random
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_texts import TOPICS
 
 from llmbook import tokenization
 from llmbook.core import CorruptFileError, InputError, SettingsError
@@ -35,10 +35,7 @@ from llmbook.tokenization import (
     train_tokenizer,
 )
 
-settings.register_profile("calm", deadline=None)
-settings.load_profile("calm")
-
-TEXTS = [text for _, text in sorted(pydoc_data.topics.topics.items())][:30]
+TEXTS = TOPICS[:30]
 STRANGE = "naïve façade Ωmega 日本語 🙂 İstanbul ß ſ '\u017f\u00a0x\u2028y"
 
 

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import pydoc_data.topics
 import time
 from collections import Counter
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_texts import FOREIGN, TOPICS
 
 from llmbook.core import InputError, SettingsError
 from llmbook.subwords import PieceList, WordPiece, find_unknown, train_wordpiece
@@ -32,11 +32,6 @@ from llmbook.unigram import (
     train_unigram,
 )
 
-settings.register_profile("calm", deadline=None)
-settings.load_profile("calm")
-
-TEXTS = [text for _, text in sorted(pydoc_data.topics.topics.items())][:40]
-FOREIGN = "A língua não é um código: “ação” e «corazón» são palavras. 日本語 🙂 İstanbul ß e\u0301"
 # code points that no character has yet are left out: which of them are letters differs from library to library
 TEXT = st.text(alphabet=st.one_of(st.sampled_from("abestinu \n▁<0x41>#"), st.characters(exclude_categories=["Cs", "Cn"])))
 TOY = st.dictionaries(st.text("ab", min_size=1, max_size=4), st.floats(-9, -0.1), min_size=1).map(
@@ -46,7 +41,7 @@ TOY = st.dictionaries(st.text("ab", min_size=1, max_size=4), st.floats(-9, -0.1)
 
 @pytest.fixture(scope="module")
 def ours():
-    return Unigram(train_unigram([*TEXTS, FOREIGN], 2000))
+    return Unigram(train_unigram([*TOPICS, FOREIGN], 2000))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +130,7 @@ def test_samples_follow_the_exact_posterior(alpha):
 
 def test_infinite_and_large_alpha_give_the_best_cut(ours):
     draw = np.random.default_rng(0)
-    for text in (TEXTS[0][:400], FOREIGN, ""):
+    for text in (TOPICS[0][:400], FOREIGN, ""):
         assert ours.sample(text, math.inf, draw) == ours.encode(text)
         assert ours.decode(ours.sample(text, 0.1, draw)) == text
     tokenizer = Unigram({"▁": -1.0, "a": -1.0, "aa": -1.5, "b": -1.1})
@@ -145,7 +140,7 @@ def test_infinite_and_large_alpha_give_the_best_cut(ours):
 def test_training_is_sound_and_always_the_same(ours):
     assert sum(map(math.exp, ours.scores.values())) == pytest.approx(1, abs=1e-7)
     assert len(ours) <= 2000 and len(ours) > 1990
-    assert train_unigram([*TEXTS, FOREIGN], 2000) == ours.scores
+    assert train_unigram([*TOPICS, FOREIGN], 2000) == ours.scores
     assert max(map(len, ours.scores)) <= 16
 
 
@@ -161,9 +156,9 @@ def test_a_planted_piece_is_found_and_a_useless_one_is_not():
 def test_vocabulary_goes_out_and_comes_back(ours, shipped):
     again = import_tokenizer(shipped)
     assert again.scores == ours.scores and again.tokens == ours.tokens
-    ids, starts = DocumentEncoder(shipped).encode(TEXTS[:5])
-    assert ids.tolist() == [i for text in TEXTS[:5] for i in [*ours.encode(text), 0]] and len(starts) == 5
-    words = WordPiece(train_wordpiece(TEXTS, 1500), longest_word=50)
+    ids, starts = DocumentEncoder(shipped).encode(TOPICS[:5])
+    assert ids.tolist() == [i for text in TOPICS[:5] for i in [*ours.encode(text), 0]] and len(starts) == 5
+    words = WordPiece(train_wordpiece(TOPICS, 1500), longest_word=50)
     back = import_tokenizer(export_tokenizer(words))
     assert back.tokens == words.tokens and back.longest_word == 50
 
@@ -171,10 +166,10 @@ def test_vocabulary_goes_out_and_comes_back(ours, shipped):
 def test_auto_tokenizer_opens_both_kinds(ours, tmp_path):
     from transformers import AutoTokenizer
 
-    for name, tokenizer in (("unigram", ours), ("wordpiece", WordPiece(train_wordpiece(TEXTS, 1500)))):
+    for name, tokenizer in (("unigram", ours), ("wordpiece", WordPiece(train_wordpiece(TOPICS, 1500)))):
         export_tokenizer(tokenizer).save_pretrained(tmp_path / name)
         opened = AutoTokenizer.from_pretrained(tmp_path / name)
-        assert opened(TEXTS[3]).input_ids == tokenizer.encode(TEXTS[3])
+        assert opened(TOPICS[3]).input_ids == tokenizer.encode(TOPICS[3])
         assert (opened.bos_token_id, opened.eos_token_id, opened.pad_token_id) == (0, 0, 1)
         assert opened.unk_token_id == tokenizer.unknown == 6
         text = opened.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
@@ -183,10 +178,10 @@ def test_auto_tokenizer_opens_both_kinds(ours, tmp_path):
 
 @pytest.mark.parametrize("kind", ["unigram", "wordpiece"])
 def test_the_library_trains_the_same_kinds(kind):
-    found = train_subwords([*TEXTS, FOREIGN], kind, 1200)
+    found = train_subwords([*TOPICS, FOREIGN], kind, 1200)
     ours = import_tokenizer(found)
     assert 1000 < len(found) == len(ours) <= 1200
-    assert encode_plain(found, TEXTS[:4]) == [ours.encode(text) for text in TEXTS[:4]]
+    assert encode_plain(found, TOPICS[:4]) == [ours.encode(text) for text in TOPICS[:4]]
     assert list(ours.tokens[:6]) == list(SPECIAL_TOKENS)
 
 
@@ -224,9 +219,9 @@ def test_bad_input_says_what_to_do(ours):
             with pytest.raises(InputError, match="no text"):
                 train_subwords(texts, kind)
     with pytest.raises(SettingsError, match="vocabulary"):
-        train_unigram(TEXTS, 200)
+        train_unigram(TOPICS, 200)
     with pytest.raises(SettingsError, match="wordpiece, unigram"):
-        train_subwords(TEXTS, "bpe")
+        train_subwords(TOPICS, "bpe")
     for scores in ({}, {"a": math.nan}, {"a": -math.inf}):
         with pytest.raises(InputError, match="no pieces"):
             Unigram(scores)
@@ -240,7 +235,7 @@ def test_bad_input_says_what_to_do(ours):
     with pytest.raises(InputError, match="a PieceList"):
         export_tokenizer(PieceList(["[UNK]"]))
     with pytest.raises(InputError, match="other rules"):
-        import_tokenizer(train_tokenizer(TEXTS[:5], 300))
+        import_tokenizer(train_tokenizer(TOPICS[:5], 300))
 
 
 def test_cuts_are_those_of_sentencepiece_but_for_ties(ours):
@@ -255,7 +250,7 @@ def test_cuts_are_those_of_sentencepiece_but_for_ties(ours):
     proto.normalizer_spec.name, proto.normalizer_spec.add_dummy_prefix = "identity", False
     proto.normalizer_spec.remove_extra_whitespaces = False
     other = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
-    words = Counter(itertools.chain.from_iterable(map(split_spaced, TEXTS)))
+    words = Counter(itertools.chain.from_iterable(map(split_spaced, TOPICS)))
     worth = lambda cut: sum(ours.scores[piece] for piece in cut)  # noqa: E731
     alike = 0
     for word, times in words.items():
