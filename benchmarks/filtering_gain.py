@@ -29,20 +29,14 @@ import numpy as np
 import torch
 from short_training import train_short
 
-from llmbook.architecture import Decoder
+from llmbook.architecture import Decoder, initialise_weights
 from llmbook.cleaning import clean_text
 from llmbook.core import Table, set_seed
 from llmbook.documents import cut_text
 from llmbook.duplicates import find_near_duplicates, split_documents
 from llmbook.environment import list_distributions, read_environment
 from llmbook.objectives import Autoregressive, heldout_bits_per_byte
-<<<<<<< HEAD
-from llmbook.optimisation import TrainSettings
-from llmbook.architecture import initialise_weights
 from llmbook.pretraining import PretrainSettings, choose_shape
-=======
-from llmbook.pretraining import PretrainSettings, choose_shape, initialise_weights
->>>>>>> w-dups
 from llmbook.quality import PerplexityScorer, classifier_scores, judge_corpus
 from llmbook.selection import (
     amount_to_reach, hashed_vectors, score_density, score_nearness, score_perplexity, select_documents, selection_gain,

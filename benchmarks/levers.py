@@ -27,7 +27,7 @@ from llmbook.core import Table, set_seed, set_threads
 from llmbook.objectives import Autoregressive, heldout_bits_per_byte
 from llmbook.optimisation import NEWTON_SCHULZ, Muon, keep_memory, training_dtype
 from llmbook.positions import apply_rotary
-from llmbook.pretraining import initialise_weights
+from llmbook.architecture import initialise_weights
 
 STEPS, LONGER = 150, 180
 BASE = {"matrix_rate": 8e-3, "table_rate": 2e-2, "warmup": 0.02, "fall": "linear"}

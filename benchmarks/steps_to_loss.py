@@ -27,7 +27,7 @@ from llmbook.core import Table, set_seed, set_threads, write_json
 from llmbook.environment import read_environment
 from llmbook.objectives import Autoregressive, heldout_bits_per_byte
 from llmbook.optimisation import Muon, keep_memory, matrix_parts, training_dtype
-from llmbook.pretraining import initialise_weights
+from llmbook.architecture import initialise_weights
 from llmbook.tokenization import BytePairs, train_bpe
 
 SHAPE = {"depth": 2, "width": 128, "heads": 2, "hidden": 384, "context": 64}

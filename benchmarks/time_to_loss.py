@@ -37,7 +37,7 @@ from llmbook.architecture import Decoder, DecoderSettings
 from llmbook.core import Table, set_seed, set_threads, write_json
 from llmbook.objectives import Autoregressive, heldout_bits_per_byte
 from llmbook.optimisation import TrainSettings, keep_memory, training_dtype
-from llmbook.pretraining import initialise_weights
+from llmbook.architecture import initialise_weights
 from llmbook.tokenization import BytePairs, train_bpe
 from llmbook.training import train
 

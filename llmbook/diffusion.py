@@ -68,14 +68,11 @@ class MaskedDiffusion:
         part: dict[str, Tensor],  # some rows of a batch
     ) -> Tensor:  # scalar, nats per token; on average at least the mean of -ln P
         "What was hidden, weighed by one over its rate."
-        hidden = part["hidden"]
-        weights = diffusion_weights(hidden, part["rates"])[hidden] / hidden.numel()
-        weights = None if self.level else weights
+        hidden, how = part["hidden"], {"output_bias": model.output_bias}
+        if not self.level:
+            how["weights"] = diffusion_weights(hidden, part["rates"])[hidden] / hidden.numel()
         states = model.score(model.states(part["ids"])[hidden], logits=False)
-        labels, bias = part["labels"][hidden], model.output_bias
-        return weighted_cross_entropy(
-            states, model.output_weight, labels, weights, output_bias=bias
-        )
+        return weighted_cross_entropy(states, model.output_weight, part["labels"][hidden], **how)
 
 # %% ../nbs/06h_diffusion.ipynb #6f89b347
 @torch.no_grad()

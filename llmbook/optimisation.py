@@ -150,6 +150,14 @@ def _look_ahead(self: Muon, weight: Tensor, momentum: float) -> Tensor:
     state["momentum"].lerp_(weight.grad, 1 - momentum)
     return whole_tensor(weight.grad.lerp(state["momentum"], momentum))
 
+# %% ../nbs/06c_optimisation.ipynb #5e1f7a20
+_LIMITS = {
+    "steps": (1, math.inf), "learning_rate": (0, 1), "matrix_rate": (0, 1), "weight_decay": (0, 10),
+    "momentum": (0, 0.999), "table_momentum": (0, 0.999), "warmup": (0, 1), "decay": (0, 1),
+    "clip": (0, math.inf), "micro_batch": (0, math.inf), "checkpoint_every": (1, math.inf),
+    "keep": (1, 100), "seed": (0, math.inf), "workers": (0, 256),
+}
+
 # %% ../nbs/06c_optimisation.ipynb #65711099
 @dataclass(frozen=True)
 class TrainSettings:
@@ -178,13 +186,7 @@ class TrainSettings:
     keep_memory: bool = True  # between steps, on a CPU (see the end of this chapter)
 
     def __post_init__(self) -> None:
-        limits = {
-            "steps": (1, math.inf), "learning_rate": (0, 1), "matrix_rate": (0, 1),
-            "weight_decay": (0, 10), "momentum": (0, 0.999), "table_momentum": (0, 0.999),
-            "warmup": (0, 1), "decay": (0, 1), "clip": (0, math.inf), "workers": (0, 256),
-            "micro_batch": (0, math.inf), "checkpoint_every": (1, math.inf), "keep": (1, 100),
-        } | {"seed": (0, math.inf)}
-        check_limits(self, limits)
+        check_limits(self, _LIMITS)
 
 # %% ../nbs/06c_optimisation.ipynb #706a1a60
 def pick_settings(
