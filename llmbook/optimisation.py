@@ -303,7 +303,7 @@ def build_optimisers(
         built.append(Muon(groups, settings.matrix_rate, settings.momentum, **options))
     return built
 
-
+# %% ../nbs/06c_optimisation.ipynb #5e1f7a21
 def matrix_parts(
     module: nn.Module,  # any layer
 ) -> dict[nn.Parameter, list[int]]:  # weight -> rows of each map in it
