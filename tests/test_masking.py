@@ -192,9 +192,9 @@ def test_two_processes_give_the_same_curve(tmp_path):
     two = json.loads(outputs[0].splitlines()[-1])
     losses = [[point["loss"] for point in curve[1:]] for curve in (one["curve"], two["curve"])]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4) and two["targets"] == one["targets"]
-    saved = load_checkpoint(tmp_path / "two")[0]["model"]
+    saved = load_checkpoint(tmp_path / "two")[0]["learner"]
     for name, weight in model.named_parameters():
-        assert torch.allclose(saved[name], weight, atol=2e-3), name
+        assert torch.allclose(saved[f"model.{name}"], weight, atol=2e-3), name
 
 
 def test_neighbours_count_as_a_dictionary_does():
