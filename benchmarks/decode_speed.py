@@ -72,6 +72,18 @@ def measure(functions: dict[str, Callable[[], int]], rounds: int) -> list[dict]:
     return rows
 
 
+def prepare(given: argparse.Namespace) -> tuple:
+    "The decoder and tokenizer of a folder, or a random decoder that stays within a small tokenizer."
+    set_seed(0)
+    set_threads(given.threads)
+    if given.folder:
+        return load_decoder(given.folder), load_tokenizer(given.folder)
+    decoder = random_decoder(given.depth, given.width, given.vocabulary)
+    with torch.no_grad():  # ids beyond the small tokenizer have no text: never choose them
+        decoder.embedding.weight[6:262].mul_(4)
+    return decoder, train_tokenizer(["A text of no importance."], 270)
+
+
 def main() -> None:
     "Read the command line, measure, print, write."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,15 +93,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--output")
     given = parser.parse_args()
-    set_seed(0)
-    set_threads(given.threads)
-    if given.folder:
-        decoder, tokenizer = load_decoder(given.folder), load_tokenizer(given.folder)
-    else:
-        decoder = random_decoder(given.depth, given.width, given.vocabulary)
-        tokenizer = train_tokenizer(["A text of no importance."], 270)
-        with torch.no_grad():  # ids beyond the small tokenizer have no text: never choose them
-            decoder.embedding.weight[6:262].mul_(4)
+    decoder, tokenizer = prepare(given)
     ids = [10 + i % 200 for i in range(given.prompt)]
     rows = measure(sides(decoder, tokenizer, ids, given.tokens), given.rounds)
     count = count_parameters(decoder.settings)

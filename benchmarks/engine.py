@@ -16,15 +16,14 @@ import time
 from collections.abc import Callable
 
 import torch
-from decode_speed import random_decoder
+from decode_speed import prepare
 
 from llmbook.architecture import Decoder, count_parameters
-from llmbook.bridge import load_decoder, to_transformers
-from llmbook.core import Table, set_seed, set_threads, write_json
+from llmbook.bridge import to_transformers
+from llmbook.core import Table, write_json
 from llmbook.engine import Engine, EngineSettings
 from llmbook.generation import LeanDecoder, Sampling
 from llmbook.quantization import to_int8
-from llmbook.tokenization import load_tokenizer, train_tokenizer
 
 
 class First:
@@ -144,15 +143,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--output")
     given = parser.parse_args()
-    set_seed(0)
-    set_threads(given.threads)
-    if given.folder:
-        decoder, tokenizer = load_decoder(given.folder), load_tokenizer(given.folder)
-    else:
-        decoder = random_decoder(given.depth, given.width, given.vocabulary)
-        tokenizer = train_tokenizer(["A text of no importance."], 270)
-        with torch.no_grad():  # ids beyond the small tokenizer have no text: never choose them
-            decoder.embedding.weight[6:262].mul_(4)
+    decoder, tokenizer = prepare(given)
     lean, eight = LeanDecoder.of(decoder), to_int8(decoder)
     draw = lambda n: torch.randint(6, 260, (n,)).tolist()
     short = [draw(given.prompt) for _ in range(given.streams)]

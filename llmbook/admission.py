@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Work', 'logger', 'Refusal', 'ServiceSettings', 'Key', 'timestamp', 'KeyStore', 'is_loopback', 'Door', 'Allowance',
-           'read_body', 'Job', 'left', 'Desk', 'draining', 'Records']
+           'read_body', 'Job', 'left', 'late', 'Desk', 'draining', 'Records']
 
 # %% ../nbs/21a_admission.ipynb #e80d711c
 import asyncio
@@ -387,7 +387,8 @@ def run(self: Job) -> None:
             self.tell("part", part)
             if self.cancelled():
                 break
-        self.tell("error", left()) if self.cancelled() else self.tell("end")
+        error = left() if self._gone.is_set() else late()  # the clock may be noticed here first
+        self.tell("error", error) if self.cancelled() else self.tell("end")
     except Exception as error:
         self.tell("error", error)
 
@@ -397,13 +398,17 @@ def left() -> Refusal:
     return Refusal(499, "client_closed_request", "the client has left")
 
 
+def late() -> Refusal:
+    "What ends the work when its time is over."
+    given, do = "the request took too long", "ask for fewer tokens, or later"
+    return Refusal(504, "timeout", given, do=do)
+
+
 @patch
 async def events(self: Job) -> AsyncIterator[tuple[str, Any]]:
     "The events `start` and `part`, as they come; raise what the work raised, or a 504 `Refusal`."
-    given, do = "the request took too long", "ask for fewer tokens, or later"
-    late = ("error", Refusal(504, "timeout", given, do=do))
     rest = self.deadline - time.monotonic()  # one alarm per job, not one per token
-    alarm = self._loop.call_later(max(0.0, rest), self._events.put_nowait, late)
+    alarm = self._loop.call_later(max(0.0, rest), self._events.put_nowait, ("error", late()))
     try:
         while (event := await self._events.get())[0] != "end":
             if event[0] == "error":

@@ -117,11 +117,14 @@ def clip_loss(
     images: Tensor,  # (n, d)
     texts: Tensor,  # (n, d), text i describes image i
     log_scale: Tensor,  # scalar, learned: ln of one over the temperature
+    exclude: Tensor | None = None,  # (n, n) of bool: pairs that are no negatives (duplicates)
 ) -> Tensor:  # scalar, nats
     "Find each image's text and each text's image (Radford and others, 2021)."
     _need_pairs(images, texts)
     temperature = (-log_scale).exp()
-    return (info_nce(images, texts, temperature) + info_nce(texts, images, temperature)) / 2
+    back = None if exclude is None else exclude.T
+    forth = info_nce(images, texts, temperature, exclude)
+    return (forth + info_nce(texts, images, temperature, back)) / 2
 
 
 def siglip_loss(
@@ -129,14 +132,18 @@ def siglip_loss(
     texts: Tensor,  # (n, d), text i describes image i
     log_scale: Tensor,  # scalar, learned: ln of one over the temperature
     bias: Tensor,  # scalar, learned; starts near -10, as nearly all pairs do not match
+    exclude: Tensor | None = None,  # (n, n) of bool: pairs that are no negatives (duplicates)
 ) -> Tensor:  # scalar, nats per image
     "Decide for each pair alone whether it matches (Zhai and others, 2023)."
     _need_pairs(images, texts)
     check_positive("the scale", log_scale.exp())
     with torch.autocast(images.device.type, enabled=False):
         scores = _unit(images) @ _unit(texts).T * log_scale.exp() + bias
-    signs = 2 * torch.eye(len(images), device=scores.device, dtype=scores.dtype) - 1
-    return F.softplus(-signs * scores).sum() / max(len(images), 1)  # -ln σ(x) = softplus(-x)
+    own = torch.eye(len(images), device=scores.device, dtype=torch.bool)
+    losses = F.softplus(torch.where(own, -scores, scores))  # -ln σ(x) = softplus(-x)
+    if exclude is not None:
+        losses = losses.masked_fill(exclude & ~own, 0.0)
+    return losses.sum() / max(len(images), 1)
 
 # %% ../nbs/05b_contrastive.ipynb #c08d7dd4
 Distance = Literal["euclidean", "cosine"]

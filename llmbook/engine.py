@@ -25,7 +25,8 @@ from fastcore.basics import patch
 # %% ../nbs/07e_engine.ipynb #5afd58ee
 from .core import InputError, ResourceError, SettingsError
 from .generation import Completion, LeanDecoder, Piece
-from .generation import TextStream, check_prompt, read_logprobs, score_states
+from .generation import TextStream, check_prompt, gather_pieces, read_logprobs
+from .generation import score_states
 from .paging import Chunk, PagedCache, PagePool, page_keys, read_chunks
 from .sampling import Sampling, adjust_logits, choose_token, keep_allowed, seed_generator
 from .tokenization import end_tokens
@@ -424,14 +425,7 @@ def run(
     finally:
         self.abandon()
     found = zip(pieces.values(), prompts, strict=True)
-    return [_join(part, len(prompt)) for part, prompt in found]
-
-
-def _join(pieces: Sequence[Piece], prompt: int) -> Completion:
-    tokens = tuple(piece.token for piece in pieces if piece.token is not None)
-    logprobs = tuple(piece.logprob for piece in pieces if piece.logprob is not None)
-    text = "".join(piece.text for piece in pieces)
-    return Completion(text, tokens, pieces[-1].finish_reason, prompt, logprobs)
+    return [gather_pieces(part, len(prompt)) for part, prompt in found]
 
 # %% ../nbs/07e_engine.ipynb #feb7c336
 class EngineThread:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 # %% ../nbs/06f_masking.ipynb #73e6f4b5
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 # %% ../nbs/06f_masking.ipynb #f1e81899
 from torch import Tensor
@@ -177,8 +176,7 @@ class MaskedLanguage:
     ) -> Tensor:  # scalar, nats
         "Mean of -log P over the chosen tokens; the others are not even scored."
         chosen = part["labels"] >= 0
-        states = model.states(part["ids"])[chosen]
-        states = model.transform_norm(F.gelu(model.transform(states)))
+        states = model.score(model.states(part["ids"])[chosen], logits=False)
         how = {"output_bias": model.output_bias}
         return weighted_cross_entropy(states, model.output_weight, part["labels"][chosen], **how)
 

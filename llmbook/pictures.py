@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 # %% ../nbs/06i_pictures.ipynb #d54e9c4e
 from .architecture import Encoder, EncoderSettings, initialise_weights
-from .contrastive import info_nce, siglip_loss
+from .contrastive import clip_loss, siglip_loss
 from .core import Drawing, InputError, SettingsError, figure, read_json, seal
 from .core import verify, write_json
 from .optimisation import check_limits
@@ -389,14 +389,8 @@ def match_loss(
     with torch.no_grad():
         log_scale.clamp_(max=math.log(100))
     if kind == "clip":
-        temperature = (-log_scale).exp()
-        forth = info_nce(pictures, texts, temperature, twins)
-        back = info_nce(texts, pictures, temperature, twins.T)
-        return (forth + back) / 2 + 0 * bias.sum()  # every weight has a gradient
-    others = twins & ~torch.eye(len(twins), dtype=torch.bool, device=twins.device)
-    scores = pictures.float() @ texts.float().T * log_scale.exp() + bias
-    too_much = (F.softplus(scores) * others).sum() / len(scores)
-    return siglip_loss(pictures, texts, log_scale, bias) - too_much
+        return clip_loss(pictures, texts, log_scale, twins) + 0 * bias.sum()  # a gradient for all
+    return siglip_loss(pictures, texts, log_scale, bias, twins)
 
 # %% ../nbs/06i_pictures.ipynb #9ddb4634
 PROMPTS = ("{}", "a picture of {}", "there is {}", "drawing: {}", "{} on grey")

@@ -141,10 +141,13 @@ def keep_allowed(
     allowed: torch.Tensor,  # (n,) of bool, n ≤ v; tokens beyond n are not allowed
 ) -> torch.Tensor:  # (v,), the others at -inf
     "Keep the tokens that a rule from outside allows, for example a grammar (chapter 07f)."
+    fits = isinstance(allowed, torch.Tensor) and allowed.dtype == torch.bool and allowed.ndim == 1
+    if not fits or len(allowed) > logits.shape[-1] or not allowed.any():
+        kind = f"{len(allowed):,} truth values, none true or too many" if fits else repr(allowed)
+        raise InputError(f"`allow` gave {kind:.60}",
+                         f"a tensor of up to {logits.shape[-1]:,} of bool, one true or more",
+                         "return a mask over the vocabulary that leaves a way on")
     rest = logits.shape[-1] - len(allowed)
-    if allowed.dtype != torch.bool or rest < 0 or not allowed.any():
-        given = f"a mask of {len(allowed):,} × {allowed.dtype}, {int(allowed.sum()):,} of them set"
-        raise InputError(given, f"up to {logits.shape[-1]:,} of bool, one of them true or more")
     return logits.masked_fill(~F.pad(allowed.to(logits.device), (0, rest)), -math.inf)
 
 # %% ../nbs/07_sampling.ipynb #45c0373b

@@ -413,7 +413,8 @@ class StopRequest:
         self.number, self.before = 0, {}
         if threading.current_thread() is threading.main_thread():  # others cannot listen
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` and `&` mean it
+                    self.before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -52,14 +52,15 @@ def test_equal_to_torch(n, d, seed, margin):
 
 
 @settings(max_examples=25, deadline=None)
-@given(n=st.integers(1, 7), extra=st.integers(0, 5), seed=st.integers(0, 2**16), scale=st.floats(0.1, 20))
+@given(n=st.integers(1, 7), extra=st.integers(0, 5), seed=st.integers(0, 2**16), scale=st.floats(0.1, 50))
 def test_ranking_equals_the_library(n, extra, seed, scale):
     from sentence_transformers.sentence_transformer.losses import (
         MultipleNegativesRankingLoss,
         MultipleNegativesSymmetricRankingLoss,
     )
 
-    queries, documents, hard = draw(n, 6, count=3, seed=seed)
+    vectors = draw(n, 6, count=3, seed=seed)  # in double: at scale 50 a rounding of float32 is 1e-5
+    queries, documents, hard = (x.detach().double().requires_grad_() for x in vectors)
     groups = [queries, documents] + ([hard] if extra else [])
     for theirs, symmetric in ((MultipleNegativesRankingLoss, False), (MultipleNegativesSymmetricRankingLoss, True)):
         reference = theirs(nn.Identity(), scale=scale).compute_loss_from_embeddings(groups, None)

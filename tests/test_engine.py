@@ -3,36 +3,27 @@
 import dataclasses
 import random
 import threading
+from functools import partial
 
 import pytest
 import torch
+from sample_models import build_decoder, build_tokenizer
 
-from llmbook.architecture import Decoder, DecoderSettings
 from llmbook.bridge import load_decoder
 from llmbook.core import InputError, ResourceError, SettingsError, set_seed
 from llmbook.engine import Engine, EngineSettings, EngineThread
 from llmbook.generation import LeanDecoder, Sampling, complete, next_logits, score_states, stream
 from llmbook.quantization import to_int8
-from llmbook.tokenization import end_tokens, train_tokenizer
+from llmbook.tokenization import end_tokens
 
-TEXT = ["Return the sum of a list of numbers 🙂.", "Open a file and read naïve lines: “quoted”.", "日本語のテキスト。"]
+build = partial(
+    build_decoder, sharpness=10, width=16, heads=2, key_value_heads=1, hidden=24, context=64
+)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(TEXT * 3, 300)
-
-
-def build(vocabulary: int, **changes) -> Decoder:
-    """A random decoder whose choices are clear."""
-    set_seed(1)
-    shape = {"depth": 2, "width": 16, "heads": 2, "key_value_heads": 1, "hidden": 24, "context": 64}
-    decoder = Decoder(DecoderSettings(vocabulary, **shape | changes)).eval()
-    with torch.no_grad():
-        for weight in decoder.parameters():
-            if weight.ndim == 2:
-                weight.mul_(10)
-    return decoder
+    return build_tokenizer(300)
 
 
 @pytest.fixture(scope="module")
@@ -184,17 +175,20 @@ def test_a_failing_rule_ends_its_own_request(model, tokenizer):
     def fail(tokens):
         raise RuntimeError("broken")
 
-    rules = [fail, lambda _: torch.zeros(v, dtype=torch.bool), lambda _: [True] * v, lambda _: odd.float()]
+    none, many = torch.zeros(v, dtype=torch.bool), torch.ones(v + 999, dtype=torch.bool)
+    rules = [fail, *(lambda _, mask=mask: mask for mask in (many, none, [True] * v, odd.float(), odd[None]))]
     engine = Engine(model, tokenizer, EngineSettings(40, 4, 8, 32))
     bad = [engine.submit([7, 8], Sampling(max_tokens=9), allow=rule) for rule in rules]
     good = engine.submit([9, 8], Sampling(max_tokens=9))
     kept = engine.submit([9, 8], Sampling(max_tokens=9), allow=lambda _: odd)
+    short = engine.submit([9, 8], Sampling(max_tokens=9), allow=lambda _: odd[:6])  # the rest is not allowed
     events = []
     while engine.busy:
         events += engine.step()
     errors = {event.request: event.error for event in events if event.error}
     assert list(errors) == bad and all(event.piece.finish_reason == "error" for event in events if event.error)
-    assert all("allow" in str(errors[number]).lower() for number in (bad[1], bad[3]))
+    assert all("allow" in str(errors[number]) for number in bad[1:])
+    assert {e.piece.token for e in events if e.request == short} <= {1, 3, 5, None}
     alone = complete(model, tokenizer, [9, 8], Sampling(max_tokens=9)).tokens
     assert tuple(e.piece.token for e in events if e.request == good) == alone
     ids = [9, 8]

@@ -5,39 +5,26 @@ import threading
 
 import pytest
 import torch
+from sample_models import build_decoder, build_tokenizer
 from hypothesis import given, settings as budget, strategies as st
 
-from llmbook.architecture import Decoder, DecoderSettings
+from llmbook.architecture import DecoderSettings
 from llmbook.core import InputError, set_seed
 from llmbook.generation import (
     KeyValueCache, LeanDecoder, TextStream, TokenBytes, chat_ids, complete, describe_logprobs, next_logits, stream,
 )
 from llmbook.sampling import Sampling
-from llmbook.tokenization import end_tokens, train_tokenizer
-
-TEXT = ["Return the sum of a list of numbers 🙂.", "Open a file and read naïve lines: “quoted”.", "日本語のテキスト。"]
+from llmbook.tokenization import end_tokens
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(TEXT * 3, 320)
-
-
-def build(vocabulary: int, **changes) -> Decoder:
-    """A random decoder whose choices are clear."""
-    set_seed(1)
-    shape = {"depth": 2, "width": 32, "heads": 4, "key_value_heads": 2, "hidden": 64, "context": 96}
-    decoder = Decoder(DecoderSettings(vocabulary, **shape | changes)).eval()
-    with torch.no_grad():
-        for weight in decoder.parameters():
-            if weight.ndim == 2:
-                weight.mul_(8)
-    return decoder
+    return build_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return build(len(tokenizer))
+    return build_decoder(len(tokenizer))
 
 
 class Script:
@@ -119,7 +106,7 @@ def test_half_a_character_is_never_shown(tokenizer):
     {}, {"tied": False}, {"key_value_heads": 4}, {"head_width": 16}, {"rope_base": 5e5},
 ])
 def test_lean_decoder_says_the_same(tokenizer, changes):
-    model = build(len(tokenizer), **changes)
+    model = build_decoder(len(tokenizer), **changes)
     lean = LeanDecoder.of(model)
     for sampling in (Sampling(max_tokens=40), Sampling(max_tokens=40, temperature=1.0, top_p=0.9, seed=1)):
         assert complete(lean, tokenizer, "Return", sampling) == complete(model, tokenizer, "Return", sampling)
@@ -133,8 +120,8 @@ def test_lean_decoder_says_the_same(tokenizer, changes):
 
 @pytest.mark.parametrize("lean", [False, True])
 def test_the_cache_holds_16_bits(tokenizer, lean):
-    model = build(len(tokenizer)).bfloat16()
-    exact = build(len(tokenizer))
+    model = build_decoder(len(tokenizer)).bfloat16()
+    exact = build_decoder(len(tokenizer))
     exact.load_state_dict(model.state_dict())  # the rounded weights in 32 bits
     model = LeanDecoder.of(model) if lean else model
     cache, ids = KeyValueCache(model.settings, 20, like=model.norm.weight), torch.randint(len(tokenizer), (1, 16))
@@ -212,7 +199,7 @@ def test_any_folder_of_the_family_in_any_number_format(tokenizer, tmp_path, kind
 def test_stretched_angles_are_refused_not_ignored(tokenizer, tmp_path, stretched):
     from llmbook.bridge import load_decoder, save_model
 
-    save_model(build(len(tokenizer)), tokenizer, tmp_path)
+    save_model(build_decoder(len(tokenizer)), tokenizer, tmp_path)
     (tmp_path / "checksums.json").unlink()
     config = json.loads((tmp_path / "config.json").read_text())
     del config["rope_parameters"]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from sample_models import build_decoder
 from hypothesis import given, settings as budget, strategies as st
 
-from llmbook.architecture import Decoder, DecoderSettings
 from llmbook.bridge import to_transformers
-from llmbook.core import InputError, SettingsError, set_seed
+from llmbook.core import InputError, SettingsError
 from llmbook.generation import LeanDecoder, complete, next_logits
 from llmbook.sampling import Sampling
 from llmbook.search import beam_search, contrast, contrastive_search
@@ -15,22 +15,13 @@ from llmbook.tokenization import train_tokenizer
 MODES = {"likely": False, "never": "never", "first": True}
 
 
-def build(vocabulary: int, seed: int = 1, **changes) -> Decoder:
-    """A random decoder whose choices are clear."""
-    set_seed(seed)
-    shape = {"depth": 2, "width": 32, "heads": 4, "key_value_heads": 2, "hidden": 64, "context": 96}
-    decoder = Decoder(DecoderSettings(vocabulary, **shape | changes)).eval()
-    with torch.no_grad():
-        for weight in decoder.parameters():
-            if weight.ndim == 2:
-                weight.mul_(8)
-    return decoder
-
-
 @pytest.fixture(scope="module")
 def models():
     """Random models of several shapes, each with its reference."""
-    decoders = [build(120, 1), build(57, 2, tied=False, head_width=6), build(300, 3, key_value_heads=1, depth=1)]
+    decoders = [
+        build_decoder(120, 1), build_decoder(57, 2, tied=False, head_width=6),
+        build_decoder(300, 3, key_value_heads=1, depth=1),
+    ]
     return [(decoder, LeanDecoder.of(decoder), to_transformers(decoder).eval()) for decoder in decoders]
 
 
@@ -100,7 +91,7 @@ def test_contrast_is_the_formula(models, which, penalty):
 
 def test_contrast_of_nothing_is_greedy(models):
     tokenizer = train_tokenizer(["a text of no importance"] * 3, 290)
-    model = build(len(tokenizer))
+    model = build_decoder(len(tokenizer))
     plain = complete(model, tokenizer, [7, 8], Sampling(max_tokens=15)).tokens
     assert tuple(contrastive_search(model, [7, 8], 4, 0.0, 15))[: len(plain)] == plain
 
