@@ -227,3 +227,12 @@ def test_every_command_of_the_readme_exists(tmp_path):
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"\bmake (\w+)", readme)):
         assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_the_code_of_the_readme_runs(workplace, run):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", readme, re.S))
+    done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "529.982.247-25" not in done.stdout and (workplace / "runs/mine").is_dir()
+    shutil.rmtree(workplace / "runs/mine")
