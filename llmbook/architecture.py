@@ -27,7 +27,8 @@ from torch import Tensor, nn
 # %% ../nbs/04b_architecture.ipynb #e7ec92ce
 from .attention import Attention, Cache, attend, check_groups, check_heads, window_mask
 from .core import InputError, SettingsError
-from .positions import BucketedBias, LearnedPositions, rotary_angles
+from .positions import BucketedBias, LearnedPositions, Stretch
+from .positions import rotary_frequencies, stretched_angles
 
 # %% ../nbs/04b_architecture.ipynb #b93334fd
 class RMSNorm(nn.Module):
@@ -144,11 +145,15 @@ class DecoderSettings:
     norm_epsilon: float = 1e-5  # added to the mean square in RMSNorm
     tied: bool = True  # whether the output matrix is the embedding
     head_width: int | None = None  # e, even; none: width / heads
+    stretch: Stretch = Stretch()  # to texts longer than those of training, chapter 03a
 
     def __post_init__(self) -> None:
         _check_sizes(self)
         check_groups(self.heads, self.key_value_heads)
         _check_pairs_of_channels(self.channels)
+        if not isinstance(self.stretch, Stretch):
+            raise SettingsError(f"stretch = {self.stretch!r}", "a `Stretch` of chapter 03a")
+        rotary_frequencies(self.channels, self.stretch, self.rope_base)  # refuses what does not fit
 
     @property
     def channels(self) -> int:
@@ -158,9 +163,15 @@ class DecoderSettings:
 # %% ../nbs/04b_architecture.ipynb #bba188c2
 def _check_sizes(settings: Any) -> None:
     "Every whole number of a shape that counts something must be 1 or more."
-    for name in ("vocabulary", "depth", "width", "heads", "key_value_heads", "hidden", "context"):
-        if (size := getattr(settings, name, 1)) < 1:
-            raise SettingsError(f"{name} = {size}", "1 or more", f"raise {name}")
+    for name in ("vocabulary", "depth", "decoder_depth", "width", "heads", "key_value_heads",
+                 "hidden", "context", "head_width", "window", "global_every", "segments"):
+        size = getattr(settings, name, None)
+        if hasattr(settings, name) and not (name == "head_width" and size is None) and (
+                not isinstance(size, int) or size < 1):
+            raise SettingsError(f"{name} = {size!r}", "a whole number, 1 or more", f"raise {name}")
+    epsilon = settings.norm_epsilon
+    if not isinstance(epsilon, int | float) or not 0 <= epsilon < math.inf:
+        raise SettingsError(f"norm_epsilon = {epsilon!r}", "a small number, 0 or more")
 
 
 def _check_pairs_of_channels(channels: int) -> None:
@@ -193,9 +204,11 @@ class RotaryTable(nn.Module):
         channels: int,  # e, even
         base: float,  # of the rotary waves
         context: int,  # the most positions
+        stretch: Stretch | None = None,  # to texts longer than those of training; none: not at all
     ):
         super().__init__()
         self.channels, self.base, self.context = channels, base, context
+        self.stretch = stretch or Stretch()
         self._kept: tuple[Tensor, Tensor] | None = None  # no buffer: a model folder has none of it
 
     def forward(
@@ -211,7 +224,7 @@ class RotaryTable(nn.Module):
         if self._kept is None or len(self._kept[0]) < most or self._kept[0].device != device:
             with torch.inference_mode(False):  # made while generating, they must serve training too
                 places = torch.arange(min(self.context, max(256, 2 * most)), device=device)
-                self._kept = rotary_angles(places, self.channels, self.base)
+                self._kept = stretched_angles(places, self.channels, self.stretch, self.base)
         if positions is None:
             return self._kept[0][start:stop], self._kept[1][start:stop]
         return self._kept[0][positions][:, None], self._kept[1][positions][:, None]
@@ -257,7 +270,7 @@ class Decoder(nn.Module):
         blocks = (Block(look(), SwiGLU(s.width, s.hidden), norm) for _ in range(s.depth))
         self.blocks, self.norm = nn.ModuleList(blocks), norm()
         self.head = None if s.tied else nn.Linear(s.width, s.vocabulary, bias=False)
-        self.rotary = RotaryTable(s.channels, s.rope_base, s.context)
+        self.rotary = RotaryTable(s.channels, s.rope_base, s.context, s.stretch)
         _initialise(self, s.depth)
 
     @property
@@ -323,8 +336,8 @@ class EncoderSettings:
             raise SettingsError(f"style = {self.style!r}", "modern or bert", "choose one")
         if self.modern:
             _check_pairs_of_channels(self.channels)
-        if min(self.window, self.global_every, self.segments) < 1:
-            raise SettingsError("window, global_every or segments below 1", "1 or more")
+            for base in self.bases:
+                rotary_frequencies(self.channels, base=base)  # refuses what is no base
 
     @property
     def modern(self) -> bool:
@@ -479,9 +492,8 @@ class EncoderDecoderSettings:
 
     def __post_init__(self) -> None:
         _check_sizes(self)
-        if self.decoder_depth < 1:
-            raise SettingsError(f"decoder_depth = {self.decoder_depth}", "1 or more")
-        BucketedBias(self.heads, self.buckets, self.furthest)(1)  # refuses what does not fit
+        for causal in (False, True):  # refuses what does not fit
+            BucketedBias(self.heads, self.buckets, self.furthest, causal)(1)
         self.channels  # noqa: B018 (refuses heads that do not fit)
 
     @property

@@ -8,6 +8,8 @@ __all__ = ['Model', 'LLAMA_BLOCK', 'BERT_BLOCK', 'MODERN_BLOCK', 'FAMILIES', 'Fa
            'check_vocabulary', 'load_model', 'load_decoder']
 
 # %% ../nbs/04c_bridge.ipynb #228c0e77
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,9 @@ from torch import Tensor
 # %% ../nbs/04c_bridge.ipynb #78d016eb
 from .architecture import Decoder, DecoderSettings, Encoder, EncoderDecoder
 from .architecture import EncoderDecoderSettings, EncoderSettings, Shape
-from .core import SEAL, CorruptFileError, InputError, ResourceError
+from .core import SEAL, CorruptFileError, InputError, LlmbookError, ResourceError
 from .core import atomic_write, hash_file, read_json, seal, write_json
+from .positions import Stretch, raise_base
 from .tokenization import end_tokens
 
 # %% ../nbs/04c_bridge.ipynb #a1fccf12
@@ -36,18 +39,34 @@ Model = Decoder | Encoder | EncoderDecoder  # what a bridge carries
 
 def _write_llama(settings: DecoderSettings) -> dict[str, Any]:
     s = settings
-    return {
-        "model_type": "llama", "hidden_act": "silu",
+    name = {"model_type": "llama"} if s.width % s.heads == 0 else {  # transformers' Llama refuses
+        "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
+    return name | _write_rope(s.stretch, raise_base(s.rope_base, s.stretch, s.channels)) | {
+        "hidden_act": "silu",
         "vocab_size": s.vocabulary, "num_hidden_layers": s.depth, "hidden_size": s.width,
         "num_attention_heads": s.heads, "num_key_value_heads": s.key_value_heads,
         "head_dim": s.channels, "intermediate_size": s.hidden,
         "max_position_embeddings": s.context, "rms_norm_eps": s.norm_epsilon,
-        "rope_theta": s.rope_base,  # for readers older than transformers 5
-        "rope_parameters": {"rope_type": "default", "rope_theta": s.rope_base},
         "tie_word_embeddings": s.tied, "attention_bias": False, "mlp_bias": False,
     }
 
 
+def _write_rope(stretch: Stretch, base: float) -> dict[str, Any]:
+    "The rotary waves, for transformers 5 in one entry and for older readers in two."
+    s, told = stretch, {"rope_type": "default"}  # ntk is a larger base and no more
+    if s.kind in ("linear", "yarn", "llama3"):
+        told = {"rope_type": s.kind, "factor": s.factor}
+    if s.kind in ("yarn", "llama3"):
+        slow, fast = ("beta_slow", "beta_fast") if s.kind == "yarn" else (
+            "low_freq_factor", "high_freq_factor")
+        told |= {slow: s.slow, fast: s.turns, "original_max_position_embeddings": s.trained}
+    if s.kind == "yarn":
+        told |= {} if s.whole else {"truncate": False}
+        told |= {"attention_factor": float(s.gain)} if s.sharpness is not None else {}
+    older = {} if len(told) == 1 else {"rope_scaling": told}
+    return older | {"rope_theta": base, "rope_parameters": told | {"rope_theta": base}}
+
+# %% ../nbs/04c_bridge.ipynb #6f50700b
 def _write_t5(settings: EncoderDecoderSettings) -> dict[str, Any]:
     s = settings
     return {
@@ -97,31 +116,71 @@ def _refuse(config: Mapping[str, Any], allowed: Mapping[str, Sequence[Any]]) -> 
 
 def _read_llama(config: Mapping[str, Any]) -> DecoderSettings:
     c, heads = config, config["num_attention_heads"]
-    rope = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
-    _refuse({"rope_type": rope.get("rope_type", rope.get("type", "default"))},
-            {"rope_type": ["default"]})
-    _refuse(c, {"hidden_act": ["silu"], "attention_bias": [False], "mlp_bias": [False],
-                "sliding_window": [None]})
-    base = rope.get("rope_theta", c.get("rope_theta", 1e4))
+    few, context, near = (8, 131_072, 4096) if c["model_type"] == "mistral" else (heads, 2048, None)
+    context, near = c.get("max_position_embeddings", context), c.get("sliding_window", near)
+    _refuse(c, {"hidden_act": ["silu", "swish"], "attention_bias": [False], "mlp_bias": [False]})
+    if near is not None and near < context:  # a window over the whole context hides nothing
+        _refuse({"sliding_window": near}, {"sliding_window": [None, f"{context} and more"]})
+    base, stretch = _read_rope(c, context)
     return DecoderSettings(
         c["vocab_size"], c["num_hidden_layers"], c["hidden_size"], heads,
-        c.get("num_key_value_heads") or heads, c["intermediate_size"],
-        c.get("max_position_embeddings", 2048), float(base), c.get("rms_norm_eps", 1e-6),
-        c.get("tie_word_embeddings", False), c.get("head_dim"),
+        c.get("num_key_value_heads", few) or heads, c["intermediate_size"],
+        context, base, c.get("rms_norm_eps", 1e-6),
+        bool(c.get("tie_word_embeddings", False)), c.get("head_dim"), stretch,
     )
 
-
+# %% ../nbs/04c_bridge.ipynb #90afe81e
 def _read_t5(config: Mapping[str, Any]) -> EncoderDecoderSettings:
     c = config  # transformers 5 says by scaled outputs what transformers 4 said by tied ones
     tied = c.get("scale_decoder_outputs", c.get("tie_word_embeddings") is not False)
     _refuse(c, {"feed_forward_proj": ["relu", "gated-gelu"]})
+    gated = c.get("feed_forward_proj", "relu") == "gated-gelu"
+    _refuse(c, {"dense_act_fn": ["gelu_new" if gated else "relu"], "is_gated_act": [gated]})
     return EncoderDecoderSettings(
         c["vocab_size"], c["num_layers"], c.get("num_decoder_layers") or c["num_layers"],
         c["d_model"], c["num_heads"], c["d_ff"], c["d_kv"],
-        c.get("feed_forward_proj", "relu") == "gated-gelu", tied,
+        gated, bool(tied),
         c.get("relative_attention_num_buckets", 32), c.get("relative_attention_max_distance", 128),
         c.get("layer_norm_epsilon", 1e-6),
     )
+
+# %% ../nbs/04c_bridge.ipynb #ea2398a2
+def _read_rope(config: Mapping[str, Any], context: int) -> tuple[float, Stretch]:
+    "Base and stretch of the rotary waves; what transformers reads first comes first."
+    c, rope = config, config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    _refuse({"rope_type": kind}, {"rope_type": ["default", "linear", "yarn", "llama3"]})
+    for place in (c, rope):
+        if place.get("partial_rotary_factor") is not None:
+            _refuse(place, {"partial_rotary_factor": [1.0]})
+    base = float(rope.get("rope_theta", c.get("rope_theta", 1e4)))
+    if kind == "default":
+        return base, Stretch()
+    trained = c.get("original_max_position_embeddings",
+                    rope.get("original_max_position_embeddings", context))
+    factor = rope["factor"]
+    if kind == "linear":
+        return base, Stretch(kind, float(factor))
+    if kind == "llama3":
+        slow, fast = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+        return base, Stretch(kind, float(factor), trained, slow, fast)
+    factor = float(context / trained if factor is None else factor)
+    slow, fast = (float(rope.get(f"beta_{name}") or usual) for name, usual in _BETAS)
+    whole = bool(rope.get("truncate", True))
+    return base, Stretch(kind, factor, trained, slow, fast, _read_sharpness(rope, factor), whole)
+
+
+_BETAS = (("slow", 1), ("fast", 32))
+
+
+def _read_sharpness(rope: Mapping[str, Any], factor: float) -> float | None:
+    "Yarn's factor of cosines and sines: given, or a quotient of two, or the usual one."
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    over, under = rope.get("mscale"), rope.get("mscale_all_dim")
+    if not (over and under):
+        return None
+    return (0.1 * over * math.log(factor) + 1) / (0.1 * under * math.log(factor) + 1)
 
 # %% ../nbs/04c_bridge.ipynb #69d53841
 def _read_bert(config: Mapping[str, Any]) -> EncoderSettings:
@@ -134,24 +193,29 @@ def _read_bert(config: Mapping[str, Any]) -> EncoderSettings:
         segments=c.get("type_vocab_size", 2), norm_epsilon=c.get("layer_norm_eps", 1e-12),
     )
 
-
+# %% ../nbs/04c_bridge.ipynb #c74e578f
 def _read_modernbert(config: Mapping[str, Any]) -> EncoderSettings:
-    c, every = config, config.get("global_attn_every_n_layers", 3)
-    kinds = [kind == "full_attention" for kind in c.get("layer_types") or ()]
-    fits = lambda n: kinds == [i % n == 0 for i in range(len(kinds))]
+    c, depth, names = config, config["num_hidden_layers"], ("full_attention", "sliding_attention")
+    kinds, every = c.get("layer_types"), c.get("global_attn_every_n_layers", 3)
+    fits = lambda n: kinds == [names[i % n > 0] for i in range(depth)]
     if kinds and not fits(every):  # transformers 5 lists them; ours repeat in a fixed period
-        every = next((n for n in range(1, len(kinds) + 1) if fits(n)), None)
+        every = next((n for n in range(1, depth + 1) if fits(n)), None)
         if every is None:
             raise InputError("`layer_types` without a period", "full_attention every n-th block")
     no = {name: [False] for name in ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias")}
     _refuse(c, no | {"hidden_activation": ["gelu"], "decoder_bias": [True],
                      "classifier_activation": ["gelu"], "tie_word_embeddings": [True]})
-    ropes = c.get("rope_parameters") or {}
-    base = lambda kind, old, usual: float(ropes.get(kind, {}).get("rope_theta", c.get(old, usual)))
-    bases = (base("full_attention", "global_rope_theta", 160_000.0),
-             base("sliding_attention", "local_rope_theta", 10_000.0))
+    given = c.get("rope_parameters") or {}
+    if unknown := [name for name in given if name not in names]:
+        raise InputError(f"`rope_parameters` of {', '.join(unknown)}", f"of {' and '.join(names)}")
+    ropes = [given.get(name) or {} for name in names]
+    for rope in (*ropes, c.get("rope_scaling") or {}):
+        _refuse({"rope_type": rope.get("rope_type", rope.get("type"))},
+                {"rope_type": [None, "default"]})
+    usual = (c.get("global_rope_theta", 160_000.0), c.get("local_rope_theta", 10_000.0))
+    bases = tuple(float(r.get("rope_theta", old)) for r, old in zip(ropes, usual, strict=True))
     return EncoderSettings(
-        c["vocab_size"], c["num_hidden_layers"], c["hidden_size"], c["num_attention_heads"],
+        c["vocab_size"], depth, c["hidden_size"], c["num_attention_heads"],
         c["intermediate_size"], c.get("max_position_embeddings", 8192), "modern",
         c.get("local_attention", 128), every, bases, norm_epsilon=c.get("norm_eps", 1e-5),
     )
@@ -302,14 +366,20 @@ def read_config(
     config: Mapping[str, Any],  # the content of a config.json, of transformers 4 or 5
 ) -> Shape:  # ours
     "Read a shape from a configuration; refuse what ours would compute differently."
-    kind = config.get("model_type")
-    family = FAMILIES.get("llama" if kind == "mistral" else kind)
+    kind = config.get("model_type") if isinstance(config, Mapping) else None
+    family = FAMILIES.get("llama" if kind == "mistral" else str(kind))
     if family is None:
         raise InputError(f"`model_type` is {kind!r} in config.json",
                          ", ".join((*FAMILIES, "mistral")), "open this model with transformers")
+    _refuse(config, {"quantization_config": [None]})
     try:
         return family.read(config)
-    except (KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except LlmbookError as error:
+        given = f"config.json cannot be used: {error.given}"
+        raise InputError(given, error.allowed, error.do) from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"config.json cannot be used ({error!r})",
                          f"a complete {family.architecture} configuration",
                          "fetch the model again") from None
@@ -336,17 +406,23 @@ def export_tensors(
 def _join_twins(family: Family, tensors: dict[str, Tensor], settings: Shape) -> dict[str, Tensor]:
     "Fill in a weight that is stored under its other name only; two that are one must agree."
     ours = {name for names in family.names(settings).values() for name in names}
+    for name in [name for name in tensors if "LayerNorm.gamma" in name or "LayerNorm.beta" in name]:
+        new = name.replace(".gamma", ".weight").replace(".beta", ".bias")  # the first BERTs' words
+        tensors.setdefault(new, tensors.pop(name))
     for name, first in family.twins.items():
         if name in tensors:
             tensors.setdefault(first, tensors[name])
-        elif name in ours and first in tensors:
-            tensors[name] = tensors[first].clone()
+        elif name in ours and first in tensors and isinstance(settings, EncoderDecoderSettings):
+            tensors[name] = tensors[first].clone()  # T5's is tied whatever its configuration says
         if name in tensors and name not in ours and not torch.equal(tensors[name], tensors[first]):
             raise InputError(f"`{name}` differs from `{first}`", "equal weights",
                              "open this model with transformers")
     return tensors
 
 # %% ../nbs/04c_bridge.ipynb #1a2b3ed7
+_MORE = r"\.\d+\.(?!.*(inv_freq|EncDecAttention.relative_attention_bias))"  # old, and never read
+
+
 def import_tensors(
     settings: Shape,  # the shape the weights belong to
     tensors: Mapping[str, Tensor],  # name in transformers -> weight
@@ -362,6 +438,12 @@ def import_tensors(
             raise CorruptFileError(f"weight `{name}` is {found}",
                                    f"shape {tuple(weight.shape)}, as config.json says",
                                    "fetch the model again")
+        if not tensors[name].is_floating_point():
+            raise InputError(f"weight `{name}` is of {tensors[name].dtype}", "floating point",
+                             "open this model, which is quantized, with transformers")
+    if more := [name for name in sorted({*tensors} - {*wanted}) if re.search(_MORE, name)]:
+        raise InputError(f"weight `{more[0]}` and {len(more) - 1} more have no place in the model",
+                         "what config.json describes", "open this model with transformers")
     join = lambda names: torch.cat([tensors[n] for n in names]) if names[1:] else tensors[names[0]]
     state = {ours: join(theirs) for ours, theirs in family.names(settings).items()}
     model.load_state_dict(state, assign=True)
@@ -375,8 +457,9 @@ def to_transformers(
     import transformers
 
     family = find_family(model.settings)
-    theirs = getattr(transformers, family.architecture)
-    theirs = theirs(theirs.config_class(**write_config(model.settings)))
+    config = write_config(model.settings)
+    theirs = getattr(transformers, config["architectures"][0])
+    theirs = theirs(theirs.config_class(**config))
     copies = {name: weight.clone() for name, weight in export_tensors(model).items()}
     missing, unknown = theirs.load_state_dict(copies, strict=False, assign=True)
     assert not unknown and set(missing) <= set(family.twins), (missing, unknown)
@@ -452,7 +535,8 @@ def load_model(
     tensors: dict[str, Tensor] = {}
     for name in names:
         tensors |= _read_tensors(folder / name, str(device))
-    tensors = {name: weight.to(dtype) for name, weight in tensors.items()}
+    tensors = {name: weight.to(dtype) if weight.is_floating_point() else weight
+               for name, weight in tensors.items()}
     return import_tensors(settings, tensors).eval()
 
 
@@ -472,8 +556,12 @@ def load_decoder(
 def _weight_files(folder: Path) -> list[str]:
     "The names of the safetensors files: one, or those that an index lists."
     index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
-    if index.is_file():
-        names = {Path(name).name for name in read_json(index)["weight_map"].values()}
+    if index.is_file() and not (folder / "model.safetensors").is_file():  # as transformers looks
+        try:
+            names = {Path(name).name for name in read_json(index)["weight_map"].values()}
+        except (AttributeError, KeyError, TypeError):
+            raise CorruptFileError(f"`{index}` has no table of weights", "a `weight_map`",
+                                   "fetch it again") from None
     for name in names:
         if not (folder / name).is_file():
             raise InputError(f"no `{name}` in `{folder}`", "weights in the safetensors format",

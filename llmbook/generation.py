@@ -26,6 +26,7 @@ from .architecture import Decoder, DecoderSettings
 from .attention import attend
 from .bridge import export_tensors
 from .core import InputError
+from .positions import stretched_angles
 from .sampling import Sampling, adjust_logits, choose_token, keep_allowed, seed_generator
 from .tokenization import byte_letters, end_tokens
 
@@ -460,9 +461,9 @@ class LeanDecoder:
         self.layers = [_prepare_layer(weights, i, settings) for i in range(settings.depth)]
         self.norm = torch.nn.Module()
         self.norm.weight = norm = weights["model.norm.weight"]
-        speed = settings.rope_base ** (-torch.arange(0, e, 2, device=norm.device) / e)
-        angle = torch.arange(settings.context, device=norm.device)[:, None] * speed
-        self.turns = torch.polar(torch.ones_like(angle), angle)
+        places = torch.arange(settings.context, device=norm.device)
+        cos, sin = stretched_angles(places, e, settings.stretch, settings.rope_base)
+        self.turns = torch.complex(cos[:, : e // 2], sin[:, : e // 2])
 
     @classmethod
     def of(

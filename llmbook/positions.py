@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Stretching', 'PositionKind', 'sinusoidal_positions', 'LearnedPositions', 'relative_distances', 'shaw_bias',
            'shaw_values', 'shaw_attention', 'bucket_distances', 'BucketedBias', 'alibi_slopes', 'alibi_bias',
-           'rotary_angles', 'apply_rotary', 'rotary_frequencies', 'stretched_angles', 'PositionSettings',
-           'PositionModel', 'train_positions', 'loss_by_position', 'compare_positions']
+           'rotary_angles', 'apply_rotary', 'Stretch', 'raise_base', 'rotary_frequencies', 'stretched_angles',
+           'PositionSettings', 'PositionModel', 'train_positions', 'loss_by_position', 'compare_positions']
 
 # %% ../nbs/03a_positions.ipynb #19f16633
 import math
@@ -214,58 +214,100 @@ def apply_rotary(
 Stretching = Literal["none", "linear", "ntk", "yarn", "llama3"]
 
 
+@dataclass(frozen=True)
+class Stretch:
+    "How a rotary model is stretched to texts longer than it was trained on."
+
+    kind: Stretching = "none"  # how the speeds are changed
+    factor: float = 1.0  # s ≥ 1, wanted length over trained length
+    trained: int = 2048  # tokens the model was trained on; for yarn and llama3
+    slow: float = 1.0  # turns in them up to which a pair is slowed in full; for yarn and llama3
+    fast: float | None = None  # turns from which it keeps its speed; none: 32 (yarn), 4 (llama3)
+    sharpness: float | None = None  # yarn: multiplies cosines and sines; none: 0.1 ln s + 1
+    whole: bool = True  # yarn: its ramp starts and ends at whole pairs
+
+    def __post_init__(self) -> None:
+        numbers = [self.factor, self.trained, self.slow, self.turns]
+        numbers += [] if self.sharpness is None else [self.sharpness]
+        fit = all(isinstance(n, int | float) and 0 < n < math.inf for n in numbers)
+        if not fit or self.kind not in get_args(Stretching) or min(numbers[:2]) < 1 or (
+                self.slow >= self.turns):
+            raise SettingsError(f"{self}", f"{', '.join(get_args(Stretching))}; factor and trained "
+                                "of 1 or more, 0 < slow < fast, sharpness above 0")
+
+    @property
+    def turns(self) -> float:
+        "How often a pair must turn within the trained length to keep its speed."
+        return self.fast if self.fast is not None else 32.0 if self.kind == "yarn" else 4.0
+
+    @property
+    def gain(self) -> float:
+        "What cosines and sines are multiplied by: 1, but for yarn."
+        usual = 0.1 * math.log(self.factor) + 1
+        return 1.0 if self.kind != "yarn" else self.sharpness or usual
+
+# %% ../nbs/03a_positions.ipynb #52821d65
+def raise_base(
+    base: float,  # of the trained model, > 1
+    stretch: Stretch,  # how it is stretched
+    head_width: int,  # e, > 2 for ntk
+) -> float:  # larger for ntk; the other kinds keep it
+    "The base of the rotary waves after stretching."
+    if not isinstance(base, int | float) or not 1 < base < math.inf:
+        raise SettingsError(f"a rotary base of {base}", "a number above 1", "Llama's is 10,000")
+    if stretch.kind != "ntk":
+        return base
+    if head_width < 4:
+        raise SettingsError(f"ntk for heads of {head_width} channels", "4 or more")
+    return base * stretch.factor ** (head_width / (head_width - 2))
+
+
 def rotary_frequencies(
     head_width: int,  # e, even, > 2 for ntk
-    kind: Stretching = "none",  # how the speeds are changed
-    factor: float = 1.0,  # s ≥ 1, wanted length over trained length
-    trained: int = 2048,  # tokens the model was trained on; for yarn and llama3
-    base: float = 10_000.0,  # of the trained model
+    stretch: Stretch = Stretch(),  # how the speeds are changed; none: not at all
+    base: float = 10_000.0,  # of the trained model, > 1
 ) -> Tensor:  # (e/2,) radians per token
     "How fast each pair of channels turns in a model stretched to longer texts."
     _check_even(head_width)
-    if kind not in get_args(Stretching) or factor < 1 or (kind == "ntk" and head_width < 4):
-        raise SettingsError(
-            f"stretching `{kind}` by {factor:g}", f"{', '.join(get_args(Stretching))}; 1 or more"
-        )
     share = torch.arange(0, head_width, 2).float() / head_width
-    if kind == "ntk":
-        return 1.0 / (base * factor ** (head_width / (head_width - 2))) ** share
-    speeds = 1.0 / base**share
-    kept = _kept_speed(kind, speeds, trained, base)
-    return speeds * kept + speeds / factor * (1 - kept)
+    speeds = 1.0 / raise_base(base, stretch, head_width) ** share
+    kept = _kept_speed(stretch, speeds, base)
+    return speeds * kept + speeds / stretch.factor * (1 - kept)
 
-# %% ../nbs/03a_positions.ipynb #52821d65
-def _kept_speed(kind: str, speeds: Tensor, trained: int, base: float) -> Tensor:
+# %% ../nbs/03a_positions.ipynb #afdea3b1
+def _kept_speed(stretch: Stretch, speeds: Tensor, base: float) -> Tensor:
     "How much of its speed each pair keeps, 0 to 1; the rest is slowed by the factor."
-    if kind == "yarn":  # full for pairs with over 32 turns, none for those with less than one
+    trained, slow, fast = stretch.trained, stretch.slow, stretch.turns
+    if stretch.kind == "yarn":
 
-        def pair_of(turns: int) -> float:
+        def pair_of(turns: float) -> float:
             "The pair, as a broken number, that turns so often within the trained length."
             return len(speeds) * math.log(trained / (turns * 2 * math.pi)) / math.log(base)
 
-        low = max(math.floor(pair_of(32)), 0)
-        high = min(math.ceil(pair_of(1)), 2 * len(speeds) - 1)
-        return 1 - ((torch.arange(len(speeds)) - low) / max(high - low, 0.001)).clamp(0, 1)
+        low, high = pair_of(fast), pair_of(slow)
+        low, high = (math.floor(low), math.ceil(high)) if stretch.whole else (low, high)
+        low, high = max(low, 0), min(high, 2 * len(speeds) - 1)
+        if high < low:
+            raise SettingsError(f"yarn with {slow:g} to {fast:g} turns in {trained} tokens",
+                                "a ramp within the pairs", "lower `slow`, or raise `trained`")
+        return 1 - ((torch.arange(len(speeds)) - low) / ((high - low) or 0.001)).clamp(0, 1)
     turns = trained * speeds / (2 * math.pi)
-    if kind == "llama3":  # full for over 4 turns, none for less than one
-        return ((turns - 1) / 3).clamp(0, 1)
-    return torch.full_like(turns, kind == "none")
+    if stretch.kind == "llama3":
+        return ((turns - slow) / (fast - slow)).clamp(0, 1)
+    return torch.full_like(turns, stretch.kind != "linear")  # ntk has changed the base
 
 
 def stretched_angles(
     positions: Tensor,  # (..., t) whole numbers ≥ 0
     head_width: int,  # e, even
-    kind: Stretching = "none",  # see `rotary_frequencies`
-    factor: float = 1.0,  # s ≥ 1
-    trained: int = 2048,  # tokens
+    stretch: Stretch = Stretch(),  # see `rotary_frequencies`
     base: float = 10_000.0,  # of the trained model
 ) -> tuple[Tensor, Tensor]:  # cosines and sines, each (..., t, e), for `apply_rotary`
     "The angles of `rotary_angles` for a model stretched to longer texts."
-    speeds = rotary_frequencies(head_width, kind, factor, trained, base).to(positions.device)
-    angles = (positions[..., None].float() * speeds).repeat_interleave(2, -1)
-    angles = torch.cat((angles[..., ::2], angles[..., ::2]), -1)
-    sharper = 0.1 * math.log(factor) + 1 if kind == "yarn" else 1.0
-    return angles.cos() * sharper, angles.sin() * sharper
+    speeds = rotary_frequencies(head_width, stretch, base).to(positions.device)
+    angles = positions[..., None].float() * speeds
+    angles = torch.cat((angles, angles), -1)
+    return angles.cos() * stretch.gain, angles.sin() * stretch.gain
 
 # %% ../nbs/03a_positions.ipynb #290f4a0b
 PositionKind = Literal["none", "sinusoidal", "learned", "shaw", "t5", "rotary", "alibi"]
@@ -356,7 +398,7 @@ class PositionModel(nn.Module):
         if self.kind == "alibi":
             mask = mask + alibi_bias(own.heads, t)
         width = own.d // own.heads
-        angles = stretched_angles(torch.arange(t), width, stretching, factor, own.trained)
+        angles = stretched_angles(torch.arange(t), width, Stretch(stretching, factor, own.trained))
         for block in self.blocks:
             x = block(x, mask, angles)
         return self.head(self.norm(x))

@@ -8,6 +8,7 @@ __all__ = ['NF4', 'round_to_format', 'Quantized', 'fit_group', 'quantize_rtn', '
            'measure_speed', 'QuantizeSettings', 'spread_windows', 'quantize']
 
 # %% ../nbs/11_quantization.ipynb #0813eb8a
+import math
 import time
 
 # %% ../nbs/11_quantization.ipynb #02c0c7a8
@@ -29,6 +30,7 @@ from .core import CorruptFileError, InputError, SettingsError, atomic_write
 from .core import progress, read_json, seal, verify, write_json
 from .generation import KeyValueCache, LeanDecoder, Matrix, next_logits, score_states
 from .losses import bits_per_byte
+from .positions import raise_base, rotary_frequencies
 from .tokenization import TokenShard, load_tokenizer
 
 # %% ../nbs/11_quantization.ipynb #15374f5a
@@ -400,9 +402,29 @@ def _write_shape(writer: Any, settings: DecoderSettings, name: str, kind: Any) -
     writer.add_key_length(settings.channels)
     writer.add_value_length(settings.channels)
     writer.add_layer_norm_rms_eps(settings.norm_epsilon)
-    writer.add_rope_freq_base(settings.rope_base)
     writer.add_rope_dimension_count(settings.channels)
     writer.add_vocab_size(settings.vocabulary)
+
+# %% ../nbs/11_quantization.ipynb #4f223095
+def _write_stretch(writer: Any, settings: DecoderSettings) -> None:
+    "The rotary waves: in llama.cpp's words where it has some, else a divisor for each pair."
+    import gguf
+
+    stretch, e, base = settings.stretch, settings.channels, settings.rope_base
+    writer.add_rope_freq_base(raise_base(base, stretch, e))
+    if stretch.kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(stretch.kind))
+        writer.add_rope_scaling_factor(stretch.factor)
+    if stretch.kind == "yarn":
+        if not stretch.whole:
+            raise InputError("yarn with `truncate` = false", "whole pairs, as llama.cpp rounds")
+        writer.add_rope_scaling_orig_ctx_len(stretch.trained)
+        writer.add_rope_scaling_yarn_beta_fast(stretch.turns)
+        writer.add_rope_scaling_yarn_beta_slow(stretch.slow)
+        writer.add_rope_scaling_attn_factors(stretch.gain / (0.1 * math.log(stretch.factor) + 1))
+    if stretch.kind == "llama3":
+        speeds, plain = rotary_frequencies(e, stretch, base), rotary_frequencies(e, base=base)
+        writer.add_tensor("rope_freqs.weight", (plain / speeds).numpy())
 
 # %% ../nbs/11_quantization.ipynb #db858ef5
 _SPLITS = (  # a part of the split rule → its name in llama.cpp
@@ -463,6 +485,7 @@ def export_gguf(
     with atomic_write(path) as stream:
         writer = gguf.GGUFWriter(stream.name, "llama")
         _write_shape(writer, settings, folder.name, kinds[kind])
+        _write_stretch(writer, settings)
         _write_tokenizer(writer, read_json(folder / "tokenizer.json"), settings.vocabulary, config)
         if (folder / "chat_template.jinja").is_file():
             writer.add_chat_template((folder / "chat_template.jinja").read_text(encoding="utf-8"))

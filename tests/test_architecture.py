@@ -145,9 +145,9 @@ def test_a_swapped_tokenizer_is_noticed(decoder, tmp_path):
     "change",
     [
         {"model_type": "gpt2"}, {"model_type": None}, {"attention_bias": True}, {"mlp_bias": True},
-        {"hidden_act": "gelu"}, {"sliding_window": 128},
-        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}},
-        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None},
+        {"hidden_act": "gelu"}, {"sliding_window": 8},
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 5e5, "factor": 8.0}},
+        {"rope_scaling": {"type": "longrope", "factor": 2.0}, "rope_parameters": None},
     ],
 )
 def test_other_architectures_are_refused(change):

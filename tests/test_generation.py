@@ -196,14 +196,22 @@ def test_any_folder_of_the_family_in_any_number_format(tokenizer, tmp_path, kind
     {"rope_type": "linear", "factor": 2.0}, {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                              "original_max_position_embeddings": 32}, {"rope_type": "yarn", "factor": 4.0},
 ])
-def test_stretched_angles_are_refused_not_ignored(tokenizer, tmp_path, stretched):
+def test_stretched_angles_are_used_not_ignored(model, tokenizer, tmp_path, stretched):
+    from transformers import AutoModelForCausalLM
+
     from llmbook.bridge import load_decoder, save_model
 
-    save_model(build_decoder(len(tokenizer)), tokenizer, tmp_path)
+    save_model(model, tokenizer, tmp_path)
     (tmp_path / "checksums.json").unlink()
     config = json.loads((tmp_path / "config.json").read_text())
     del config["rope_parameters"]
     (tmp_path / "config.json").write_text(json.dumps(config | {"rope_scaling": stretched}))
+    stretching, theirs = LeanDecoder.of(load_decoder(tmp_path)), AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.randint(3, len(tokenizer), (1, 90))
+    with torch.inference_mode():
+        torch.testing.assert_close(stretching.head(stretching.states(ids)[0]), theirs(ids).logits[0], atol=1e-3, rtol=1e-3)
+        assert (stretching.states(ids) - LeanDecoder.of(model).states(ids)).abs().max() > 0.1
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}))
     with pytest.raises(InputError, match="rope_type"):
         load_decoder(tmp_path)
 

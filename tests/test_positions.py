@@ -14,6 +14,7 @@ from llmbook.positions import (
     LearnedPositions,
     PositionModel,
     PositionSettings,
+    Stretch,
     alibi_bias,
     alibi_slopes,
     apply_rotary,
@@ -116,8 +117,9 @@ def test_stretching_equals_transformers(width, factor, trained, base):
             max_position_embeddings=int(trained * factor) + 1, rope_parameters=rope,
         )
         speeds, sharper = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
-        assert torch.allclose(rotary_frequencies(width, kind, factor, trained, base), speeds, rtol=1e-4)
-        cos, sin = stretched_angles(torch.arange(5), width, kind, factor, trained, base)
+        stretch = Stretch(kind, factor, trained)
+        assert torch.allclose(rotary_frequencies(width, stretch, base), speeds, rtol=1e-4)
+        cos, sin = stretched_angles(torch.arange(5), width, stretch, base)
         angles = torch.arange(5)[:, None] * speeds.repeat(2)
         assert torch.allclose(cos, angles.cos() * sharper, atol=1e-4)
         assert torch.allclose(sin, angles.sin() * sharper, atol=1e-4)
@@ -126,7 +128,7 @@ def test_stretching_equals_transformers(width, factor, trained, base):
 def test_a_factor_of_one_changes_nothing():
     plain = rotary_angles(torch.arange(50), 16)
     for kind in ("none", "linear", "ntk", "yarn", "llama3"):
-        for mine, theirs in zip(stretched_angles(torch.arange(50), 16, kind), plain, strict=True):
+        for mine, theirs in zip(stretched_angles(torch.arange(50), 16, Stretch(kind)), plain, strict=True):
             assert torch.allclose(mine, theirs, atol=1e-5)
 
 
@@ -217,9 +219,16 @@ def test_bad_input_is_named(call):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: rotary_frequencies(8, "cubic", 2.0),
-        lambda: rotary_frequencies(8, "linear", 0.9),
-        lambda: rotary_frequencies(2, "ntk", 2.0),
+        lambda: Stretch("cubic", 2.0),
+        lambda: Stretch("linear", 0.9),
+        lambda: Stretch("linear", math.nan),
+        lambda: Stretch("linear", "two"),
+        lambda: Stretch("llama3", 2.0, 0),
+        lambda: Stretch("llama3", 2.0, 64, slow=4.0),
+        lambda: Stretch("yarn", 2.0, 64, sharpness=0.0),
+        lambda: rotary_frequencies(64, Stretch("yarn", 2.0, 4)),
+        lambda: rotary_frequencies(2, Stretch("ntk", 2.0)),
+        lambda: rotary_frequencies(8, base=1.0),
         lambda: PositionModel("spiral", 5),
         lambda: PositionModel("none", 5, PositionSettings(d=30)),
     ],

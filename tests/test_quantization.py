@@ -1,6 +1,8 @@
 """Rounding, damaged folders, odd shapes, and the stage on a model that is not the chapter's."""
 
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +13,12 @@ from llmbook.architecture import Decoder, DecoderSettings
 from llmbook.bridge import load_decoder, save_model
 from llmbook.core import CorruptFileError, InputError, LlmbookError, SettingsError, seal, set_seed, write_json
 from llmbook.generation import Sampling, complete
+from llmbook.positions import Stretch
 from llmbook.quantization import (
     Int8Matrix, QuantizeSettings, export_gguf, fit_group, load_quantized, quantize, quantize_gptq,
     quantize_rows, quantize_rtn, save_quantized, spread_windows, to_int8,
 )
-from llmbook.tokenization import identify_tokenizer, train_tokenizer, write_shard
+from llmbook.tokenization import identify_tokenizer, load_tokenizer, train_tokenizer, write_shard
 
 TEXT = [f"Return item {i} of a list, or raise IndexError when {i} is too large." for i in range(60)]
 
@@ -149,6 +152,53 @@ def test_gguf_opens_with_rows_that_do_not_fit_q8(folder, tmp_path):
     with pytest.raises(SettingsError, match="q8_0 or f32"):
         export_gguf(folder / "chat", tmp_path / "other.gguf", "q2")
     assert not (tmp_path / "other.gguf").exists()
+
+
+def read_angles(path):
+    """Cosines and sines as llama.cpp computes them from the entries of a file, at 60 positions."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    value = lambda name, usual=None: (reader.fields[f"llama.rope.{name}"].contents()
+                                      if f"llama.rope.{name}" in reader.fields else usual)
+    width, base, kind = value("dimension_count"), value("freq_base"), value("scaling.type", "none")
+    divisors = [torch.tensor(t.data) for t in reader.tensors if t.name == "rope_freqs.weight"]
+    pairs = torch.arange(width // 2)
+    fast = torch.arange(60)[:, None] * base ** (-2 * pairs / width) / (divisors[0] if divisors else 1)
+    slow = fast / value("scaling.factor", 1.0)
+    if kind != "yarn":
+        return slow.cos(), slow.sin()
+    turns = lambda many: width * math.log(value("scaling.original_context_length") / (many * 2 * math.pi)) / (2 * math.log(base))
+    low = max(0, math.floor(turns(value("scaling.yarn_beta_fast", 32.0))))
+    high = min(width - 1, math.ceil(turns(value("scaling.yarn_beta_slow", 1.0))))
+    kept = 1 - ((pairs - low) / max(0.001, high - low)).clamp(0, 1)
+    angles, size = slow * (1 - kept) + fast * kept, 1 + 0.1 * math.log(value("scaling.factor"))
+    size *= value("scaling.attn_factor", 1.0)
+    return angles.cos() * size, angles.sin() * size
+
+
+@pytest.mark.parametrize("stretch", [
+    Stretch(), Stretch("ntk", 4.0), Stretch("linear", 4.0), Stretch("llama3", 8.0, 40), Stretch("llama3", 4.0, 60, 0.5, 9.0),
+    Stretch("yarn", 4.0, 16), Stretch("yarn", 4.0, 24, 1.5, 9.0, 1.4),
+], ids=str)
+def test_gguf_carries_the_stretch(folder, tmp_path, stretch):
+    decoder = load_decoder(folder / "chat")
+    longer = Decoder(replace(decoder.settings, stretch=stretch, rope_base=5e3))
+    longer.load_state_dict(decoder.state_dict())
+    save_model(longer, load_tokenizer(folder / "chat"), tmp_path / "longer")
+    export_gguf(tmp_path / "longer", tmp_path / "model.gguf", "f32")
+    for found, expected in zip(read_angles(tmp_path / "model.gguf"), longer.rotary(0, 60), strict=True):
+        torch.testing.assert_close(found, expected[:, : found.shape[1]], atol=1e-4, rtol=0)
+    save_quantized(longer, quantize_rows(longer), tmp_path / "longer", tmp_path / "int8")
+    torch.testing.assert_close(load_quantized(tmp_path / "int8").turns.real, longer.rotary(0, 64)[0][:, :6])
+
+
+def test_gguf_refuses_a_stretch_it_cannot_name(folder, tmp_path):
+    decoder = Decoder(replace(load_decoder(folder / "chat").settings, stretch=Stretch("yarn", 4.0, 16, whole=False)))
+    save_model(decoder, load_tokenizer(folder / "chat"), tmp_path / "chat")
+    with pytest.raises(InputError, match="whole pairs"):
+        export_gguf(tmp_path / "chat", tmp_path / "model.gguf")
+    assert not (tmp_path / "model.gguf").exists()
 
 
 def test_gguf_refuses_a_tokenizer_it_cannot_name(folder, tmp_path):
