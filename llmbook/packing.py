@@ -6,7 +6,9 @@
 __all__ = ['Packing', 'cut_stream', 'fit_best', 'document_mask', 'fill_row', 'Packed', 'Prefetch']
 
 # %% ../nbs/06b_packing.ipynb #262023f9
+import atexit
 import signal
+import weakref
 
 # %% ../nbs/06b_packing.ipynb #f3050b22
 from collections.abc import Callable, Iterator, Sequence
@@ -209,6 +211,8 @@ class Prefetch:
             raise SettingsError(f"{workers} workers, {ahead} ahead", "0 or more; 1 or more")
         self.make, self.workers, self.ahead = objective.batch, workers, ahead
         self._next, self._batches = -1, iter(())
+        close = weakref.WeakMethod(self.close)
+        atexit.register(lambda: (end := close()) and end())  # before Python waits for its children
 
     def __call__(
         self,
@@ -218,9 +222,14 @@ class Prefetch:
         if not self.workers:
             return self.make(step)
         if step != self._next:
+            self.close()
             self._batches = self._start(step)
         self._next = step + 1
-        return next(self._batches)
+        try:
+            return next(self._batches)
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self, step: int) -> Iterator[dict[str, Tensor]]:
         "Set the workers on the steps from here on."
@@ -233,5 +242,8 @@ class Prefetch:
         ))
 
     def close(self) -> None:
-        "End the workers."
+        "End the workers, who do not hear SIGTERM; also called on an error and at the end of Python."
+        end_workers = getattr(self._batches, "_shutdown_workers", None)
         self._next, self._batches = -1, iter(())
+        if end_workers:
+            end_workers()

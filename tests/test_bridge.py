@@ -22,7 +22,9 @@ THEIRS = {
     "llama, tied": ("Llama", SMALL | {"tie_word_embeddings": True, "head_dim": 10}),
     "mistral": ("Mistral", SMALL | {"sliding_window": None, "num_key_value_heads": 1, "head_dim": 12}),
     "mistral, wide window": ("Mistral", SMALL | {"sliding_window": 64, "max_position_embeddings": 64, "num_key_value_heads": 2}),
-    "mistral, odd width": ("Mistral", SMALL | {"hidden_size": 50, "head_dim": 8, "sliding_window": None, "num_key_value_heads": 4}),
+    "mistral, odd width": (
+        "Mistral", SMALL | {"hidden_size": 50, "head_dim": 8, "sliding_window": None, "num_key_value_heads": 4},
+    ),
     "bert": ("Bert", SMALL | {"max_position_embeddings": 64}),
     "bert, one segment": ("Bert", SMALL | {"type_vocab_size": 1, "layer_norm_eps": 1e-3}),
     "modernbert": ("ModernBert", SMALL | IDS),
@@ -116,10 +118,13 @@ def test_any_shape_equals_transformers(shape, t):
                                     "full_attention"]}, "period"),
     ("t5", {"feed_forward_proj": "gated-silu"}, "feed_forward_proj"), ("t5", {"model_type": "mt5"}, "model_type"),
     ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type"), ("llama", {"hidden_size": None}, "cannot be used"),
-    ("llama", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"), ("llama", {"num_hidden_layers": 2.0}, "depth"),
-    ("llama", {"vocab_size": "99"}, "vocabulary"), ("llama", {"head_dim": -2}, "head_width"), ("llama", {"rms_norm_eps": None}, "epsilon"),
+    ("llama", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+    ("llama", {"num_hidden_layers": 2.0}, "depth"),
+    ("llama", {"vocab_size": "99"}, "vocabulary"),
+    ("llama", {"head_dim": -2}, "head_width"), ("llama", {"rms_norm_eps": None}, "epsilon"),
     ("llama", {"num_attention_heads": 0}, "heads"), ("llama", {"max_position_embeddings": None}, "context"),
-    ("llama", {"model_type": ["llama"]}, "model_type"), ("mistral", {"sliding_window": 63, "max_position_embeddings": 64}, "64 and more"),
+    ("llama", {"model_type": ["llama"]}, "model_type"),
+    ("mistral", {"sliding_window": 63, "max_position_embeddings": 64}, "64 and more"),
     ("mistral", {"model_type": "mistral", "max_position_embeddings": 5000, "sliding_window": 4096}, "sliding_window"),
     ("t5", {"dense_act_fn": "silu"}, "dense_act_fn"), ("t5", {"is_gated_act": True}, "is_gated_act"),
     ("t5", {"relative_attention_max_distance": 12}, "farther"), ("bert", {"hidden_act": "gelu_new"}, "hidden_act"),
@@ -172,7 +177,8 @@ def test_two_names_of_one_weight_must_agree():
 def change_file(folder, change):
     "Write a model's tensors again, changed."
     tensors = load_file(folder / "model.safetensors")
-    save_file({name: weight.contiguous() for name, weight in change(tensors).items()}, folder / "model.safetensors", {"format": "pt"})
+    changed = {name: weight.contiguous() for name, weight in change(tensors).items()}
+    save_file(changed, folder / "model.safetensors", {"format": "pt"})
 
 
 UP = "model.layers.1.mlp.up_proj.weight"

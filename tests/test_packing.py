@@ -1,6 +1,9 @@
 """Packing: nothing lost, nothing torn, the same order for any workers; on lengths and texts that are not in the notebook."""
 
 import itertools
+import multiprocessing
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -129,6 +132,20 @@ def test_error_of_a_worker_arrives():
     fetch(0), fetch(1)
     with pytest.raises(InputError, match="row 2 is empty"):
         fetch(2)
+    assert not [child for child in multiprocessing.active_children() if child.is_alive()]
+
+
+def test_forgotten_workers_do_not_keep_python_from_ending():
+    code = """
+import numpy as np
+from llmbook.objectives import Autoregressive
+from llmbook.packing import Prefetch
+fetch = Prefetch(Autoregressive(np.arange(4000) % 50, 32, 4), workers=2)
+print(fetch(0)["ids"].shape)
+kept = [fetch, fetch._batches]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "4, 32" in done.stdout, done.stderr
 
 
 def test_bad_input_is_named():
