@@ -468,7 +468,7 @@ def write(
             entries = [describe_logprobs(self.tokenizer, piece)]
         yield Part(piece.text, int(piece.token is not None), piece.finish_reason, entries)
 
-
+# %% ../nbs/21b_protocol.ipynb #426e8b1f
 @patch
 def _ask(
     self: DecoderWriter, ids: list[int], sampling: "Sampling", cancelled: Callable[[], bool]
