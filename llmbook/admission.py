@@ -89,19 +89,19 @@ class ServiceSettings:
     requests_per_minute: int = 60  # per key, unless the key has its own
     tokens_per_day: int = 1_000_000  # per key and UTC day, unless the key has its own
     queue: int = 16  # requests that may wait; more are told to come back
-    workers: int = 1  # threads that generate
+    workers: int = 0  # answers written at the same time; 0: as many as the writer can
     request_seconds: float = 120.0  # longest time for one request, waiting included
     drain_seconds: float = 30.0  # time for running requests when the service stops
     certificate: str = ""  # TLS certificate chain, PEM
     certificate_key: str = ""  # its private key, PEM
 
     def __post_init__(self):
-        for name in "body_bytes max_tokens requests_per_minute tokens_per_day workers".split():
+        for name in "body_bytes max_tokens requests_per_minute tokens_per_day".split():
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} = {getattr(self, name)}", "1 or more")
-        if not 0 <= self.port < 65536 or self.queue < 0:
-            given = f"port = {self.port}, queue = {self.queue}"
-            raise SettingsError(given, "0 to 65535; 0 or more")
+        if not 0 <= self.port < 65536 or self.queue < 0 or self.workers < 0:
+            given = f"port = {self.port}, queue = {self.queue}, workers = {self.workers}"
+            raise SettingsError(given, "0 to 65535; 0 or more; 0 or more")
         if min(self.request_seconds, self.drain_seconds) <= 0:
             raise SettingsError("a time limit of nothing", "seconds above 0")
         if bool(self.certificate) != bool(self.certificate_key):
@@ -424,15 +424,14 @@ class Desk:
     def __init__(
         self,
         places: int,  # jobs that may wait
-        workers: int = 1,  # jobs done at the same time
+        workers: int = 1,  # jobs done at the same time; may be raised later
         name: str = "desk",  # of the threads
     ):
-        self.places, self.workers, self.draining = places, workers, False
+        self.places, self.workers, self.draining, self.name = places, workers, False, name
         self.waiting: deque[Job] = deque()
         self.running: set[Job] = set()
         self._changed, self._closed, self._mean = threading.Condition(), False, 1.0
-        for number in range(workers):
-            threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True).start()
+        self._hired = 0  # threads that were started
 
     def submit(
         self,
@@ -449,16 +448,20 @@ class Desk:
                     f"{self.places + self.workers} at a time", "try again after the time named",
                     wait=self._mean * (load + 1) / self.workers,
                 )
+            if self._hired < min(load + 1, self.workers):  # nobody is free
+                self._hired += 1
+                name = f"{self.name}-{self._hired}"
+                threading.Thread(target=self._serve, name=name, daemon=True).start()
             self.waiting.append(job)
             self._changed.notify_all()
 
-
+# %% ../nbs/21a_admission.ipynb #5871244e
 def draining() -> Refusal:
     "The answer to new work while the service stops."
     do = "ask again; another copy of the service, or this one after its restart, will answer"
     return Refusal(503, "draining", "the service is stopping", do=do, wait=5)
 
-# %% ../nbs/21a_admission.ipynb #5871244e
+
 @patch
 def _serve(self: Desk) -> None:
     "A worker's life."

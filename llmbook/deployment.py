@@ -64,12 +64,10 @@ class Front:
         settings: ServiceSettings,  # limits and files
         observer: Observer,  # is told what happens
     ):
-        loaded = isinstance(service, Service)
-        self.settings, self.observer = settings, observer
-        self.service, self.load = (service, None) if loaded else (None, service)
+        self.settings, self.observer, self.service = settings, observer, None
         keys = KeyStore(settings.keys) if settings.keys else None
         self.door, self.ledger = Door(keys, settings.requests_per_minute), Allowance()
-        self.writing = Desk(settings.queue, settings.workers, "write")
+        self.writing = Desk(settings.queue, settings.workers or 1, "write")
         self.reading = Desk(settings.queue, 1, "read")  # a look-up never waits for a long text
         self.answered: dict[str, str] = {}  # ids that may be rated -> rating
         self.records = Records(settings.records) if settings.records else None
@@ -77,6 +75,9 @@ class Front:
             if line.get("worked"):
                 tokens = line["prompt_tokens"] + line["completion_tokens"]
                 self.ledger.reserve(line["key"], tokens, math.inf)
+        self.load = None if isinstance(service, Service) else service
+        if self.load is None:
+            self._adopt(service)
 
     def check_ready(self) -> Service:
         "The service; raise a 503 `Refusal` while it loads or stops."
@@ -85,6 +86,16 @@ class Front:
         if self.service is None:
             raise Refusal(503, "loading", "the model is being loaded", do="ask again soon", wait=5)
         return self.service
+
+# %% ../nbs/21c_deployment.ipynb #1ca04670
+@patch
+def _adopt(self: Front, service: Service) -> None:
+    "Serve this from now on."
+    writer = service.writer
+    self.writing.workers = self.settings.workers or getattr(writer, "streams", 1)
+    if hasattr(writer, "statistics"):
+        self.observer.watch(f"{service.name}-chat", writer.statistics)
+    self.service = service
 
 # %% ../nbs/21c_deployment.ipynb #7bb90c36
 @patch
@@ -448,7 +459,7 @@ async def _life(self: Front, app: FastAPI) -> AsyncIterator[None]:
 @patch
 def _load(self: Front) -> None:
     try:
-        self.service = self.load()
+        self._adopt(self.load())
     except Exception:
         logger.exception("the service cannot be loaded; /ready will stay 503")
 
@@ -462,7 +473,10 @@ def stop(
     end, desks = time.monotonic() + seconds, (self.reading, self.writing)
     for desk in desks:
         desk.draining = True
-    return all([desk.drain(max(0.0, end - time.monotonic())) for desk in desks])
+    done = all([desk.drain(max(0.0, end - time.monotonic())) for desk in desks])
+    if self.service:
+        self.service.close()
+    return done
 
 # %% ../nbs/21c_deployment.ipynb #33f50e0b
 class DrainingServer(uvicorn.Server):

@@ -444,7 +444,7 @@ class EngineThread:
         self,
         prompt_ids: Sequence[int],  # as in `Engine.submit`
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen); as in `Engine.submit`
-        cancelled: Callable[[], bool] | None = None,  # asked before each piece; true ends it
+        cancelled: Callable[[], bool] | None = None,  # asked often; true ends the stream
         **how: Any,  # `allow` and `salt`, as in `Engine.submit`
     ) -> Iterator[Piece]:  # one piece per token, the last with its `finish_reason`
         "Continue a prompt; raise at once what `submit` raises."
@@ -482,7 +482,10 @@ def _follow(
         while reason is None:
             if cancelled():
                 self._forget(number)
-            event = inbox.get()
+            try:
+                event = inbox.get(timeout=0.1)
+            except queue.Empty:  # ask again: who waits for pages may have gone meanwhile
+                continue
             if event.error is not None:
                 raise event.error
             reason = event.piece.finish_reason

@@ -347,7 +347,8 @@ def serve_run(
     run = find_run(folder, name, "index")
     options = service_settings(settings, host=host, port=str(port), keys=keys)
     options = replace(options, records=options.records or str(run / "records"))
-    service = Service.load(run / "chat", run / "encoder", run / "index")
+    folders = (run / "chat", run / "encoder", run / "index")
+    service = Service.load(*folders, streams=options.workers)
     run_service(create_app(service, options, PrometheusObserver()), options, tell_address)
 
 

@@ -23,26 +23,22 @@ from typing import Any
 # %% ../nbs/22_monitoring.ipynb #a48e68f4
 import yaml
 from fastcore.basics import patch
-from prometheus_client import (
-    CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 # %% ../nbs/22_monitoring.ipynb #d6bcaa12
 from .admission import Allowance, Refusal, timestamp
-from llmbook.core import (
-    WATTS_PER_CORE, InputError, Meter, SettingsError, atomic_write, read_json, write_json,
-)
+from .core import WATTS_PER_CORE, InputError, Meter, SettingsError, atomic_write
+from .core import read_json, write_json
 from .protocol import Observer, Ticket
 
 # %% ../nbs/22_monitoring.ipynb #48dc6e4c
 DURATION_BUCKETS = tuple(0.01 * 2**k for k in range(14))  # OpenTelemetry, request duration [s]
-FIRST_TOKEN_BUCKETS = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-)  # OpenTelemetry, time to first token [s]
-TOKEN_TIME_BUCKETS = (
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
-)  # OpenTelemetry, time per output token [s]
+# OpenTelemetry, time to first token [s], and time per output token [s]
+FIRST_TOKEN_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5,
+                       5.0, 7.5, 10.0)
+TOKEN_TIME_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 SIZE_BUCKETS = tuple(2**k for k in range(15))  # tokens
 
 
@@ -71,23 +67,19 @@ class PrometheusObserver(Observer):
         budget: Any = None,  # a `Budget`, asked before each request; none: no limit
     ):
         self.budget, self.registry, self.energy = budget, CollectorRegistry(), EnergyMeter()
+        self.engines: dict[str, tuple[Callable, dict]] = {}  # model -> its statistics, last seen
         ProcessCollector(registry=self.registry)
-        self._gauges()
+        self.load = {name: self._make(kind, f"vllm:{name}", name.replace("_", " "))
+                     for kind, names in _LOAD.items() for name in names}
+        self.used = self._make(Gauge, "llmbook_budget_used_ratio", "Used today", ("unit",))
         self._counters()
         self._histograms()
 
     def _make(self, kind: type, name: str, text: str, labels: Sequence[str] = ("model_name",), **n):
         return kind(name, text, labels, registry=self.registry, **n)
 
-    def _gauges(self) -> None:
-        self.running = self._make(Gauge, "vllm:num_requests_running", "Requests in work")
-        self.waiting = self._make(Gauge, "vllm:num_requests_waiting", "Requests in the queue")
-        self.used = self._make(Gauge, "llmbook_budget_used_ratio", "Used today", ("unit",))
-
     def _counters(self) -> None:
         make = lambda *arguments: self._make(Counter, *arguments)
-        self.prompt_tokens = make("vllm:prompt_tokens", "Prompt tokens processed")
-        self.new_tokens = make("vllm:generation_tokens", "Tokens generated")
         self.success = make("vllm:request_success", "Requests that ended without an error",
                             ("model_name", "finished_reason"))
         self.refused = make("llmbook_requests_rejected", "Requests answered with an error",
@@ -96,20 +88,24 @@ class PrometheusObserver(Observer):
         self.joules = make("llmbook_energy_joules", "Energy of the process, or its estimate", ())
         self.euros = make("llmbook_cost_euros", "Cost of tokens at the configured prices", ())
 
+
+_LOAD = {  # names of vLLM, and of our engine's statistics
+    Gauge: ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"),
+    Counter: ("prompt_tokens_total", "generation_tokens_total", "num_preemptions_total",
+              "prefix_cache_queries", "prefix_cache_hits"),
+}
+
 # %% ../nbs/22_monitoring.ipynb #d251ffaf
 @patch
 def _histograms(self: PrometheusObserver) -> None:
     "vLLM's histograms, and OpenTelemetry's."
+    whole = "e2e_request_latency request_queue_time request_prefill_time request_decode_time"
     names = {
         "time_to_first_token_seconds": FIRST_TOKEN_BUCKETS,
         "inter_token_latency_seconds": TOKEN_TIME_BUCKETS,
-        "e2e_request_latency_seconds": DURATION_BUCKETS,
-        "request_queue_time_seconds": DURATION_BUCKETS,
-        "request_prefill_time_seconds": DURATION_BUCKETS,
-        "request_decode_time_seconds": DURATION_BUCKETS,
-        "request_prompt_tokens": SIZE_BUCKETS,
-        "request_generation_tokens": SIZE_BUCKETS,
-        "request_max_num_generation_tokens": SIZE_BUCKETS,
+        **{f"{name}_seconds": DURATION_BUCKETS for name in whole.split()},
+        **{f"request_{name}_tokens": SIZE_BUCKETS
+           for name in ("prompt", "generation", "max_num_generation")},
     }
     self.histograms = {
         name: self._make(Histogram, f"vllm:{name}", name.replace("_", " "), buckets=buckets)
@@ -132,7 +128,14 @@ def request_started(
     if self.budget:
         settle = self.budget.reserve(ticket)
         ticket.leave.callback(lambda: settle(self._measure()))
-    self.waiting.labels(ticket.model).inc()
+    self.load["num_requests_waiting"].labels(ticket.model).inc()
+
+
+@patch
+def _count(self: PrometheusObserver, name: str, ticket: Ticket, amount: float = 1) -> None:
+    "Move a figure, unless the model's engine tells it."
+    if ticket.model not in self.engines:
+        self.load[name].labels(ticket.model).inc(amount)
 
 
 @patch
@@ -141,9 +144,9 @@ def work_started(
     ticket: Ticket,  # of the request
 ) -> None:
     "From waiting to running."
-    self.waiting.labels(ticket.model).dec()
-    self.running.labels(ticket.model).inc()
-    self.prompt_tokens.labels(ticket.model).inc(ticket.prompt_tokens)
+    self.load["num_requests_waiting"].labels(ticket.model).dec()
+    self._count("num_requests_running", ticket)
+    self._count("prompt_tokens_total", ticket, ticket.prompt_tokens)
     self._observe("request_queue_time_seconds", ticket, ticket.started - ticket.arrived)
 
 # %% ../nbs/22_monitoring.ipynb #0e5bbac1
@@ -155,7 +158,7 @@ def first_token(
     "Time to first token, from the first byte of the request."
     self._observe("time_to_first_token_seconds", ticket, ticket.first - ticket.arrived)
     self.first.labels(*self._otel(ticket)).observe(ticket.first - ticket.arrived)
-    self.new_tokens.labels(ticket.model).inc(ticket.fresh)
+    self._count("generation_tokens_total", ticket, ticket.fresh)
 
 
 @patch
@@ -166,7 +169,7 @@ def token(
 ) -> None:
     "Time between tokens."
     self._observe("inter_token_latency_seconds", ticket, seconds)
-    self.new_tokens.labels(ticket.model).inc(ticket.fresh)
+    self._count("generation_tokens_total", ticket, ticket.fresh)
 
 # %% ../nbs/22_monitoring.ipynb #dea75bde
 @patch
@@ -176,9 +179,9 @@ def finished(
 ) -> None:
     "Everything that is known at the end."
     if ticket.started is None:
-        self.waiting.labels(ticket.model).dec()
+        self.load["num_requests_waiting"].labels(ticket.model).dec()
         return
-    self.running.labels(ticket.model).dec()
+    self._count("num_requests_running", ticket, -1)
     ended = ticket.ended or time.perf_counter()
     if ticket.first is not None:
         self._observe("request_prefill_time_seconds", ticket, ticket.first - ticket.started)
@@ -231,11 +234,26 @@ def _measure(self: PrometheusObserver) -> float:
     self.joules.inc(joules)
     return joules
 
+# %% ../nbs/22_monitoring.ipynb #d86f1482
+@patch
+def watch(
+    self: PrometheusObserver,
+    model: str,  # name of a model that an engine serves
+    statistics: Callable[[], dict[str, float]],  # of the engine, names of vLLM without `vllm:`
+) -> None:
+    "Let the engine tell this model's load, cache and tokens from now on."
+    seen = self.engines.get(model, (None, {}))
+    self.engines[model] = seen if seen[0] == statistics else (statistics, {})
+
 
 @patch
 def render(self: PrometheusObserver) -> tuple[bytes, str]:
     "The page at /metrics, with its content type."
     joules = self._measure()
+    for model, (statistics, seen) in self.engines.items():
+        for name, value in statistics().items():
+            self.load[name].labels(model).inc(value - seen.get(name, 0))
+            seen[name] = value
     if self.budget:
         self.budget.charge(joules)
         for unit, share in self.budget.shares().items():
@@ -252,9 +270,7 @@ class EnergyMeter:
     ):
         self.watts, self._cpu, self._counter = watts, self._now(), self._count()
 
-    @staticmethod
-    def _now() -> float:
-        return sum(os.times()[:4])
+    _now = staticmethod(lambda: sum(os.times()[:4]))  # seconds of the processor
 
     @staticmethod
     def _count() -> float | None:
@@ -311,9 +327,8 @@ class Budget:
         completion: float,  # tokens
     ) -> float:  # euros
         "What tokens cost."
-        s = self.settings
-        rates = s.euros_per_million_prompt, s.euros_per_million_completion
-        return (prompt * rates[0] + completion * rates[1]) / 1e6
+        paid = prompt * self.settings.euros_per_million_prompt
+        return (paid + completion * self.settings.euros_per_million_completion) / 1e6
 
 # %% ../nbs/22_monitoring.ipynb #ed4d1f6a
 @patch
@@ -346,9 +361,8 @@ def reserve(
 
 @patch
 def _limits(self: Budget) -> dict[str, float]:
-    s = self.settings
-    limits = {"tokens": s.tokens_per_day, "euros": s.euros_per_day, "joules": s.joules_per_day}
-    return {unit: limit for unit, limit in limits.items() if limit is not None}
+    limits = ((u, getattr(self.settings, f"{u}_per_day")) for u in ("tokens", "euros", "joules"))
+    return {unit: limit for unit, limit in limits if limit is not None}
 
 # %% ../nbs/22_monitoring.ipynb #b5ca0ad0
 @patch
@@ -381,9 +395,8 @@ def read_metrics(
 ) -> dict[str, float]:  # name of a sample -> sum over its labels
     "Read an exposition with Prometheus' own parser."
     sums: dict[str, float] = {}
-    for family in text_string_to_metric_families(page):
-        for sample in family.samples:
-            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    for sample in (s for f in text_string_to_metric_families(page) for s in f.samples):
+        sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
     return sums
 
 
@@ -561,6 +574,10 @@ PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("Time in the queue", "s", _quantiles("vllm:request_queue_time_seconds")),
     ("Requests", "short", {"running": "sum(vllm:num_requests_running)",
                            "waiting": "sum(vllm:num_requests_waiting)"}),
+    ("Engine's cache", "percentunit", {
+        "pages in use": "max(vllm:kv_cache_usage_perc)",
+        "prompts found": "sum(rate(vllm:prefix_cache_hits_total[5m])) / "
+                         "sum(rate(vllm:prefix_cache_queries_total[5m]))"}),
     ("Tokens per second", "short", {
         "prompt": "sum(rate(vllm:prompt_tokens_total[5m]))",
         "generated": "sum(rate(vllm:generation_tokens_total[5m]))"}),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Shape', 'GUARDS', 'StreamOptions', 'Order', 'TextPart', 'Message', 'ChatOrder', 'TextOrder', 'EmbeddingOrder',
            'AnswerOrder', 'FeedbackOrder', 'parse_order', 'Part', 'ChatShape', 'TextShape', 'to_event', 'Ticket',
-           'Observer', 'Writer', 'Service', 'DecoderWriter', 'suggest_questions', 'answer_fields', 'footnotes',
-           'word_vector', 'Shield', 'word_refusal', 'hash_inline']
+           'Observer', 'Writer', 'Service', 'plan_engine', 'DecoderWriter', 'suggest_questions', 'answer_fields',
+           'footnotes', 'word_vector', 'Shield', 'word_refusal', 'hash_inline']
 
 # %% ../nbs/21b_protocol.ipynb #91ed98f0
 import base64
@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import secrets
+import threading
 import time
 
 # %% ../nbs/21b_protocol.ipynb #f671dafe
@@ -29,12 +30,14 @@ from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 # %% ../nbs/21b_protocol.ipynb #d9f833f6
-from .admission import Key, Refusal
-from .core import InputError, to_json
+from .admission import Key, Refusal, draining
+from .core import InputError, ResourceError, to_json
 
 # %% ../nbs/21b_protocol.ipynb #350ed742
 if TYPE_CHECKING:
     import numpy
+    from llmbook.engine import EngineSettings
+    from llmbook.generation import Piece, Sampling
     from llmbook.rag import Answer
 
 # %% ../nbs/21b_protocol.ipynb #92db32cb
@@ -44,7 +47,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     include_usage: bool = False
 
-
+# %% ../nbs/21b_protocol.ipynb #40e20462
 class Order(BaseModel):
     "Fields of every request that generates text."
 
@@ -61,15 +64,16 @@ class Order(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Literal[1] | None = None
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
     user: str | None = None
     metadata: dict[str, str] | None = None
     store: Literal[False] | None = None
 
     def options(self) -> dict[str, Any]:
         "The sampling fields that were given."
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+        names = ("temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty",
+                 "presence_penalty", "frequency_penalty")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stop) > 4 or not all(0 < len(text) <= 200 for text in stop):
@@ -343,6 +347,15 @@ class Observer:
         "The page at /metrics, with its content type."
         return b"", "text/plain"
 
+# %% ../nbs/21b_protocol.ipynb #c58adeaa
+@patch
+def watch(
+    self: Observer,
+    model: str,  # name of a model that an engine serves
+    statistics: Callable[[], dict[str, float]],  # of the engine, names of vLLM without `vllm:`
+) -> None:
+    "A model is there, and how its engine fares may be asked at any time."
+
 # %% ../nbs/21b_protocol.ipynb #63b2afa6
 class Writer(Protocol):
     "What the service asks of a language model."
@@ -359,7 +372,7 @@ class Writer(Protocol):
         self,
         ids: list[int],  # the prompt
         options: dict[str, Any],  # fields of `generation.Sampling`
-        cancelled: Callable[[], bool],  # asked before every token
+        cancelled: Callable[[], bool],  # asked before every token; several threads may write
     ) -> Iterable[Part]:  # the last one has a finish_reason
         "Continue a prompt."
 
@@ -381,17 +394,40 @@ class Service:
                  ("encoder", "embeddings", self.embed))
         return {f"{self.name}-{name}": kind for name, kind, part in parts if part}
 
+    def close(self) -> None:
+        "Stop what the writer has running, if it can be stopped."
+        getattr(self.writer, "close", lambda: None)()
+
 # %% ../nbs/21b_protocol.ipynb #d7b0b438
+def plan_engine(
+    model: Any,  # a `Decoder` or a `LeanDecoder`
+    streams: int = 16,  # answers that are written at the same time; ≥ 1
+    most: int = 2**30,  # bytes of the cache's pages; one whole context is always granted
+    size: int = 16,  # positions in a page; ≥ 1
+) -> "EngineSettings":  # for a service
+    "Settings of an engine that has room for the streams, within a limit of memory."
+    from llmbook.engine import EngineSettings
+
+    shape, whole = model.settings, -(-model.settings.context // size)
+    numbers = 2 * shape.depth * shape.key_value_heads * shape.channels * size
+    fitting = most // (numbers * model.norm.weight.element_size())
+    pages = max(whole, min(streams * whole, fitting))
+    return EngineSettings(pages, size, streams, max(256, streams))
+
+# %% ../nbs/21b_protocol.ipynb #bf6e954a
 class DecoderWriter:
-    "A decoder and its tokenizer as the service's writer."
+    "A decoder and its tokenizer as the service's writer; requests that come together share steps."
 
     def __init__(
         self,
-        model: Any,  # a `Decoder`, or anything that `generation.stream` takes
+        model: Any,  # a `Decoder` or a `LeanDecoder`, of any number format
         tokenizer: Any,  # that belongs to it
+        settings: "EngineSettings | None" = None,  # how much at once; none: as `plan_engine` says
     ):
         self.model, self.tokenizer = model, tokenizer
-        self.context = model.settings.context
+        self.context, self.settings = model.settings.context, settings or plan_engine(model)
+        self.streams = self.settings.streams  # answers that are written at the same time
+        self.engine, self._thread, self._door = None, None, threading.Lock()
 
     def encode(
         self,
@@ -408,7 +444,7 @@ class DecoderWriter:
             raise InputError("token ids", f"0 to {self.model.settings.vocabulary - 1:,}")
         return prompt
 
-# %% ../nbs/21b_protocol.ipynb #bf6e954a
+# %% ../nbs/21b_protocol.ipynb #b81fd6cd
 @patch
 def write(
     self: DecoderWriter,
@@ -416,31 +452,61 @@ def write(
     options: dict[str, Any],  # fields of `Sampling`; logprobs may be none
     cancelled: Callable[[], bool],  # asked before every token
 ) -> Iterator[Part]:  # the last one has a finish_reason
-    "Continue a prompt."
-    from llmbook.generation import Sampling, stream
+    "Continue a prompt; raise a `Refusal`: 429 when the engine is full, 503 when it was closed."
+    from llmbook.generation import Sampling, describe_logprobs
 
     wanted = options["logprobs"]
     count = 0 if wanted is None else max(1, wanted)
-    sampling = Sampling(**options | {"logprobs": count})
-    for piece in stream(self.model, self.tokenizer, ids, sampling, cancelled):
+    for piece in self._ask(ids, Sampling(**options | {"logprobs": count}), cancelled):
         if piece.finish_reason == "cancelled":
-            return
-        entries = [] if wanted is None or piece.token is None else [self._entry(piece, wanted)]
+            if cancelled():
+                return
+            raise draining()
+        entries = []
+        if wanted is not None and piece.token is not None:
+            piece = piece._replace(top_logprobs=piece.top_logprobs[:wanted])
+            entries = [describe_logprobs(self.tokenizer, piece)]
         yield Part(piece.text, int(piece.token is not None), piece.finish_reason, entries)
+
+# %% ../nbs/21b_protocol.ipynb #426e8b1f
+@patch
+def _ask(
+    self: DecoderWriter, ids: list[int], sampling: "Sampling", cancelled: Callable[[], bool]
+) -> "Iterator[Piece]":
+    from llmbook.engine import Engine, EngineThread
+
+    with self._door:
+        if cancelled():  # or an engine that was closed would start for one who has left
+            return iter(())
+        self.engine = self.engine or Engine(self.model, self.tokenizer, self.settings)
+        thread = self._thread = self._thread or EngineThread(self.engine)
+    try:
+        return thread.stream(ids, sampling, cancelled)
+    except ResourceError as error:
+        if thread is not self._thread:
+            raise draining() from None
+        raise Refusal(429, "queue_full", error.given, error.allowed, error.do, wait=1) from None
+
+# %% ../nbs/21b_protocol.ipynb #fe78cec2
+@patch
+def statistics(
+    self: DecoderWriter,
+) -> dict[str, float]:  # names of vLLM's metrics, without `vllm:`; nothing before the first request
+    "What the engine does now, and what it did so far."
+    return self.engine.statistics() if self.engine else {}  # only counts: any thread may read them
 
 
 @patch
-def _entry(self: DecoderWriter, piece: Any, wanted: int) -> dict[str, Any]:
-    "A token and its alternatives in OpenAI's words."
+def close(
+    self: DecoderWriter,
+) -> None:
+    "Stop the engine: who is served gets a 503 `Refusal`, and the next request starts it again."
+    with self._door:  # until its last step is done, nobody starts another one
+        thread, self._thread = self._thread, None
+        if thread:
+            thread.close()
 
-    def word(token: int, logprob: float) -> dict[str, Any]:
-        text = self.tokenizer.decode([token])
-        return {"token": text, "logprob": float(logprob), "bytes": list(text.encode())}
-
-    top = [word(*pair) for pair in piece.top_logprobs[:wanted]]
-    return word(piece.token, piece.logprob) | {"top_logprobs": top}
-
-# %% ../nbs/21b_protocol.ipynb #b81fd6cd
+# %% ../nbs/21b_protocol.ipynb #ac6cb633
 def suggest_questions(
     symbols: list[str],  # names in an index
 ) -> tuple[str, ...]:  # up to three questions
@@ -457,6 +523,7 @@ def load(
     encoder: str | Path | None = None,  # folder of a sentence encoder
     index: str | Path | None = None,  # folder of an index built with this encoder
     name: str = "llmbook",  # first part of the models' names
+    streams: int = 0,  # answers of the model at the same time; 0: as `plan_engine` does
 ) -> Service:  # ready to be served
     "Open folders; raise `CorruptFileError` for damage, `InputError` for parts that do not fit."
     service = cls(name=name)
@@ -466,7 +533,9 @@ def load(
         from llmbook.tokenization import load_tokenizer
 
         tokenizer = load_tokenizer(model)
-        service.writer = DecoderWriter(LeanDecoder.of(load_decoder(Path(model))), tokenizer)
+        lean = LeanDecoder.of(load_decoder(Path(model)))
+        plan = plan_engine(lean, streams) if streams else None
+        service.writer = DecoderWriter(lean, tokenizer, plan)
         service.count = lambda text: len(tokenizer(text).input_ids)
     if encoder:
         from llmbook.encoder import encode_texts, load_encoder

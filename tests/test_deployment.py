@@ -212,7 +212,9 @@ WRONG = [
     ({"prompt": []}, 400, None),
     ({"prompt": ["a", "b"]}, 400, "prompt"),
     ({"prompt": "x" * 600}, 400, None),
-    ({"presence_penalty": 1}, 400, "presence_penalty"),
+    ({"presence_penalty": 2.5}, 400, "presence_penalty"),
+    ({"frequency_penalty": -3}, 400, "frequency_penalty"),
+    ({"presence_penalty": "1"}, 400, "presence_penalty"),
     ({"model": "llmbook-docs"}, 404, "model"),
     ({"model": "x" * 150}, 404, "model"),
     ({"logprobs": 99}, 400, "logprobs"),
@@ -705,7 +707,7 @@ def test_sigterm_finishes_what_runs():
 
 
 def test_settings_are_checked():
-    for wrong in ({"port": 70_000}, {"queue": -1}, {"workers": 0}, {"drain_seconds": 0}, {"certificate": "a.pem"}):
+    for wrong in ({"port": 70_000}, {"queue": -1}, {"workers": -1}, {"drain_seconds": 0}, {"certificate": "a.pem"}):
         with pytest.raises(SettingsError):
             ServiceSettings(**wrong)
 

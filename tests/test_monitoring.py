@@ -36,7 +36,8 @@ from llmbook.monitoring import (
 from llmbook.protocol import Service, Ticket
 
 ROOT = Path(__file__).resolve().parent.parent
-VLLM = """num_requests_running num_requests_waiting prompt_tokens_total generation_tokens_total request_success_total
+VLLM = """num_requests_running num_requests_waiting kv_cache_usage_perc prefix_cache_queries_total prefix_cache_hits_total
+num_preemptions_total prompt_tokens_total generation_tokens_total request_success_total
 time_to_first_token_seconds_bucket inter_token_latency_seconds_bucket e2e_request_latency_seconds_bucket
 request_queue_time_seconds_bucket request_prefill_time_seconds_bucket request_decode_time_seconds_bucket
 request_prompt_tokens_bucket request_generation_tokens_bucket request_max_num_generation_tokens_bucket""".split()
@@ -286,3 +287,52 @@ def test_metrics_page_passes_promtool():
     done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True)
     problems = [line for line in done.stderr.decode().splitlines() if "vllm:" not in line and "created" not in line]
     assert problems == []
+
+
+# ---- an engine behind the service ----
+
+
+def test_engine_tells_its_own_figures_without_counting_twice():
+    from sample_models import build_decoder, build_tokenizer
+
+    from llmbook.protocol import DecoderWriter
+
+    tokenizer = build_tokenizer()
+    writer = DecoderWriter(build_decoder(len(tokenizer)), tokenizer)
+    watch, service = PrometheusObserver(), Service(writer, look_up, embed, count=len)
+    prompt = "Return the sum of a list of numbers, return the sum of a list of numbers, and return it."
+    for round in (1, 2):  # the second service goes on with the same engine and the same observer
+        with opened(service, watch) as house:
+            before = read_metrics(scrape(house).text)
+            statuses = [house.web.post("/v1/completions", json=TEXT | {"prompt": prompt, "max_tokens": 5}).status_code
+                        for _ in range(3)]
+            house.web.post("/v1/embeddings", json={"model": "llmbook-encoder", "input": "abba"})
+            page = scrape(house).text
+        assert statuses == [200] * 3 and (round == 1 or before["vllm:generation_tokens_total"] == 15)
+        figures, sums = writer.statistics(), read_metrics(page)
+        assert figures["generation_tokens_total"] == 15 * round
+        assert sums["vllm:generation_tokens_total"] == 15 * round
+        assert sums["vllm:prompt_tokens_total"] == figures["prompt_tokens_total"] + 4 * round  # the encoder has no engine
+        assert sums["vllm:prefix_cache_queries_total"] == figures["prefix_cache_queries"]
+        assert sums["vllm:prefix_cache_hits_total"] == figures["prefix_cache_hits"] > 0
+        assert sums["vllm:num_preemptions_total"] == 0 == sums["vllm:kv_cache_usage_perc"]
+        assert sums["vllm:num_requests_running"] == 0 == sums["vllm:num_requests_waiting"]
+
+
+def test_who_waits_before_the_engine_and_in_it_adds_up():
+    now = {"num_requests_running": 2, "num_requests_waiting": 1, "kv_cache_usage_perc": 0.75, "generation_tokens_total": 9}
+    watch = PrometheusObserver()
+    watch.watch("m", lambda: now)
+    for started in (True, True, True, False):
+        ticket = Ticket(model="m", prompt_tokens=4)
+        watch.request_started(ticket)
+        if started:
+            ticket.started = ticket.arrived
+            watch.work_started(ticket)
+    read = lambda: {name: value for name, value in read_metrics(watch.render()[0].decode()).items() if "vllm:" in name}
+    sums = read()
+    assert (sums["vllm:num_requests_running"], sums["vllm:num_requests_waiting"]) == (2, 1 + 1)
+    assert (sums["vllm:kv_cache_usage_perc"], sums["vllm:generation_tokens_total"]) == (0.75, 9)
+    now = {"num_requests_running": 1, "num_requests_waiting": 0, "kv_cache_usage_perc": 0.5, "generation_tokens_total": 12}
+    assert read() | {"vllm:num_requests_running": 1, "vllm:num_requests_waiting": 1} == read()
+    assert (read()["vllm:kv_cache_usage_perc"], read()["vllm:generation_tokens_total"]) == (0.5, 12)
