@@ -6,17 +6,21 @@
 __all__ = ['Packing', 'cut_stream', 'fit_best', 'document_mask', 'fill_row', 'Packed', 'Prefetch']
 
 # %% ../nbs/06b_packing.ipynb #262023f9
+import atexit
 import signal
+import weakref
 
 # %% ../nbs/06b_packing.ipynb #f3050b22
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 # %% ../nbs/06b_packing.ipynb #e3a81741
 import numpy as np
 import torch
 
 # %% ../nbs/06b_packing.ipynb #c5001ba2
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -195,6 +199,12 @@ def _ignore_signals(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
+
+def _end_workers(batches: weakref.ref) -> None:
+    "End them before Python would: its own SIGTERM they ignore, and it would wait for ever."
+    if (alive := batches()) is not None:
+        alive._shutdown_workers()
+
 # %% ../nbs/06b_packing.ipynb #03924f2f
 class Prefetch:
     "Batches made ahead by worker processes: the same, in the same order, for any number of them."
@@ -208,7 +218,7 @@ class Prefetch:
         if workers < 0 or ahead < 1:
             raise SettingsError(f"{workers} workers, {ahead} ahead", "0 or more; 1 or more")
         self.make, self.workers, self.ahead = objective.batch, workers, ahead
-        self._next, self._batches = -1, iter(())
+        self._next, self._batches, self._end = -1, iter(()), lambda: None
 
     def __call__(
         self,
@@ -222,16 +232,26 @@ class Prefetch:
         self._next = step + 1
         return next(self._batches)
 
-    def _start(self, step: int) -> Iterator[dict[str, Tensor]]:
-        "Set the workers on the steps from here on."
-        draws = torch.Generator().manual_seed(0)  # the loader draws a number: not from ours
-        return iter(DataLoader(
-            _Steps(self.make), batch_size=None, sampler=range(step, 2**48), generator=draws,
-            num_workers=self.workers, prefetch_factor=self.ahead, worker_init_fn=_ignore_signals,
-            multiprocessing_context="fork",  # so that a memory map is shared and not copied
-            pin_memory=torch.cuda.is_available(),
-        ))
+# %% ../nbs/06b_packing.ipynb #bad0af08
+@patch
+def _start(self: Prefetch, step: int) -> Iterator[dict[str, Tensor]]:
+    "Set the workers on the steps from here on."
+    self.close()
+    draws = torch.Generator().manual_seed(0)  # the loader draws a number: not from ours
+    batches = iter(DataLoader(
+        _Steps(self.make), batch_size=None, sampler=range(step, 2**48), generator=draws,
+        num_workers=self.workers, prefetch_factor=self.ahead, worker_init_fn=_ignore_signals,
+        multiprocessing_context="fork",  # so that a memory map is shared and not copied
+        pin_memory=torch.cuda.is_available(),
+    ))
+    self._end = partial(_end_workers, weakref.ref(batches))
+    atexit.register(self._end)
+    return batches
 
-    def close(self) -> None:
-        "End the workers."
-        self._next, self._batches = -1, iter(())
+
+@patch
+def close(self: Prefetch) -> None:
+    "End the workers."
+    self._end()
+    atexit.unregister(self._end)
+    self._next, self._batches, self._end = -1, iter(()), lambda: None

@@ -1,6 +1,8 @@
 """Packing: nothing lost, nothing torn, the same order for any workers; on lengths and texts that are not in the notebook."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -129,6 +131,34 @@ def test_error_of_a_worker_arrives():
     fetch(0), fetch(1)
     with pytest.raises(InputError, match="row 2 is empty"):
         fetch(2)
+    fetch.close()
+
+
+FORGETFUL = """
+import numpy as np, sys
+from llmbook.packing import Packed, Prefetch
+
+class Broken(Packed):
+    def batch(self, step):
+        if step == 2:
+            raise ValueError("no row 2")
+        return super().batch(step)
+
+fetch = Prefetch(Broken(np.arange(4000) % 50, np.arange(0, 4000, 20), 32, 4), workers=2)
+fetch(0), fetch(1)
+if sys.argv[1] == "error":
+    try:
+        fetch(2)
+    except ValueError as error:
+        kept = error  # its traceback holds the loader
+print("done")
+"""
+
+
+@pytest.mark.parametrize("way", ["plain", "error"])
+def test_a_program_that_forgets_to_close_ends(way):
+    done = subprocess.run([sys.executable, "-c", FORGETFUL, way], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == "done\n", done.stderr
 
 
 def test_bad_input_is_named():
