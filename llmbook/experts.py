@@ -115,7 +115,7 @@ def run_grouped(
 def balance_loss(
     logits: Tensor,  # (n, experts)
     chosen: Tensor,  # (n, k)
-) -> Tensor:  # scalar: k when perfectly balanced, up to k · experts / k
+) -> Tensor:  # scalar: k when perfectly balanced, at worst the number of experts
     "Ask the router to spread its choices (Fedus, 2021; with k choices as in Mixtral)."
     experts = logits.shape[-1]
     share = chosen.flatten().bincount(minlength=experts) / len(logits)

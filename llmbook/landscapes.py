@@ -265,9 +265,11 @@ class ForceField:
         ways = torch.where(seen, forces / size.clamp(min=1e-30), math.nan)
         tails = torch.cartesian_prod(self.y[thin], self.x[thin]).flip(1)
         ax.plot(*_arrows(tails, ways, float(self.x[1] - self.x[0]) * every).T, "k", linewidth=0.7)
+        pale = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
         for x, y, name in marks:
             ax.plot(x, y, "o", color="#D55E00")
-            ax.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
+            ax.annotate(name, (x, y), xytext=(0, 7), textcoords="offset points", fontsize=8,
+                        bbox=pale, ha="left" if x < float(self.x.mean()) else "right")
         return Drawing(fig)
 
     def __repr__(self) -> str:

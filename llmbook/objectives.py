@@ -55,6 +55,8 @@ class Windows:
         rows: int,  # windows per step
         seed: int = 0,  # decides offsets and order
     ):
+        if length < 1 or rows < 1:
+            raise InputError(f"{rows} windows of {length} tokens", "1 or more of each")
         self.tokens, self.length, self.rows, self.seed = tokens, length, rows, seed
         self.count = len(tokens) // length - 1  # windows per epoch; one is spent on the offset
         self._epoch, self._starts = -1, np.zeros(0, np.int64)
@@ -129,6 +131,9 @@ def heldout_windows(
     every: int = 1,  # take each k-th window only
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # ids and labels, (context,) each; -100: not scored
     "Cut a text into rows so that each token is a label once."
+    if not (len(tokens) and 1 <= stride <= context and every >= 1):
+        raise InputError(f"{len(tokens)} tokens, context {context}, stride {stride}, every {every}",
+                         "some text, 1 ≤ stride ≤ context, and every ≥ 1")
     before = tokens[-1:]  # what stands before the first document
     for start in range(0, len(tokens), stride * every):
         first, stop = max(0, start + stride - context), min(start + stride, len(tokens))

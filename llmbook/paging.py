@@ -36,6 +36,8 @@ def page_keys(
     salt: str = "",  # sequences with different salts never share
 ) -> list[bytes]:  # one key per full page
     "Name each full page by its tokens and all tokens before."
+    if size < 1:
+        raise InputError(f"pages of {size} tokens", "1 or more")
     keys = list(known)
     for start in range(len(keys) * size, len(tokens) - size + 1, size):
         before = keys[-1] if keys else hashlib.sha256(salt.encode()).digest()
@@ -246,6 +248,9 @@ def read_chunks(
     chunks: Sequence[Chunk],  # of different rows, those of one token first, in order of rows
 ) -> torch.Tensor:  # (len(chunks), d) normalised state of each chunk's last token
     "Read new tokens of many sequences in one pass over the weights."
+    if not chunks or not all(len(c.tokens) for c in chunks):
+        raise InputError(f"{len(chunks)} chunks of {sum(len(c.tokens) for c in chunks)} tokens",
+                         "one chunk or more, each of one token or more")
     cache.reserve(max(c.start + len(c.tokens) for c in chunks))
     lengths, s = [len(c.tokens) for c in chunks], model.settings
     alone, places = lengths.count(1), _place(cache, chunks)

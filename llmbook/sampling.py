@@ -35,7 +35,7 @@ def memorise(
     settings: DecoderSettings,  # of a small model
     steps: int = 160,  # of 8 windows each
     t: int = 64,  # tokens in a window
-) -> Decoder:  # knows the pages nearly by heart; in evaluation mode
+) -> Decoder:  # knows the pages by half, after 400 steps nearly by heart; in evaluation mode
     "Train a small decoder for a moment: a model to play with, not one to use."
     set_seed(0)
     model, end = Decoder(settings), tokenizer.eos_token_id
@@ -53,11 +53,17 @@ def memorise(
     return model.eval()
 
 # %% ../nbs/07_sampling.ipynb #eee1bab1
+def _check(fits: bool, given: str, allowed: str) -> None:
+    if not fits:
+        raise InputError(given, allowed)
+
+# %% ../nbs/07_sampling.ipynb #a0708ef2
 def keep_top_k(
     logits: torch.Tensor,  # (…, v)
     count: int,  # how many tokens stay; ≥ 1
 ) -> torch.Tensor:  # (…, v), the others at -inf
     "Keep the `count` most likely tokens."
+    _check(count >= 1, f"top-k {count}", "1 or more tokens")
     smallest = torch.topk(logits, min(count, logits.shape[-1])).values[..., -1:]
     return logits.masked_fill(logits < smallest, -math.inf)
 
@@ -67,6 +73,7 @@ def keep_top_p(
     share: float,  # probability mass that stays, in (0, 1]
 ) -> torch.Tensor:  # (…, v), the others at -inf
     "Keep the smallest set of most likely tokens that holds the share (nucleus sampling)."
+    _check(0 < share <= 1, f"top-p {share}", "a share above 0, at most 1")
     ordered, order = logits.sort(-1)
     tail = ordered.softmax(-1).cumsum(-1) <= 1 - share
     tail[..., -1] = False
@@ -78,6 +85,7 @@ def keep_min_p(
     share: float,  # smallest probability that stays, relative to the largest; in [0, 1]
 ) -> torch.Tensor:  # (…, v), the others at -inf
     "Keep tokens at least `share` times as likely as the likeliest."
+    _check(0 <= share <= 1, f"min-p {share}", "a share from 0 to 1")
     chances = logits.softmax(-1)
     return logits.masked_fill(chances < share * chances.amax(-1, keepdim=True), -math.inf)
 
@@ -87,6 +95,7 @@ def keep_typical(
     share: float,  # probability mass that stays, in (0, 1]
 ) -> torch.Tensor:  # (…, v), the others at -inf
     "Keep the tokens whose information is nearest to the expected one."
+    _check(0 < share <= 1, f"typical {share}", "a share above 0, at most 1")
     surprise = -logits.log_softmax(-1)
     entropy = (surprise * surprise.neg().exp()).nansum(-1, keepdim=True)
     distance, order = (surprise - entropy).abs().sort(-1)
@@ -103,7 +112,8 @@ def penalise_repetition(
     penalty: float,  # > 1 discourages, < 1 encourages
 ) -> torch.Tensor:  # (v,)
     "Make the tokens that were seen less likely."
-    seen = torch.tensor(sorted(set(ids)), device=logits.device)
+    _check(penalty > 0, f"a repetition penalty of {penalty}", "a number above 0")
+    seen = torch.tensor(sorted(set(ids)), dtype=torch.long, device=logits.device)
     score = logits[seen]
     changed = torch.where(score < 0, score * penalty, score / penalty)
     return logits.index_copy(-1, seen, changed)
@@ -115,6 +125,7 @@ def ban_repeated_ngrams(
     size: int,  # length of a group of tokens that may occur only once; ≥ 1
 ) -> torch.Tensor:  # (v,)
     "Forbid tokens that would repeat a group of `size` tokens."
+    _check(size >= 1, f"groups of {size} tokens", "1 or more tokens")
     ids = list(ids)
     start = ids[len(ids) - size + 1 :]
     banned = [
@@ -220,7 +231,8 @@ def read_sampling(
             do = f"write `{near[0]}`" if near else "leave it out"
             raise SettingsError(f"unknown sampling setting `{name}`", ", ".join(known), do)
     stop = request.get("stop") or ()
-    return Sampling(**{**request, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
+    stop = tuple(stop) if isinstance(stop, (list, tuple)) else (stop,)
+    return Sampling(**{**request, "stop": stop})
 
 # %% ../nbs/07_sampling.ipynb #30f801d7
 def adjust_logits(
@@ -250,7 +262,7 @@ def adjust_logits(
         logits = keep_min_p(logits, sampling.min_p)
     return keep_typical(logits, sampling.typical_p) if sampling.typical_p < 1 else logits
 
-
+# %% ../nbs/07_sampling.ipynb #48fa8e3a
 def seed_generator(
     seed: int | None,  # same seed, same draws; none: different each time
 ) -> torch.Generator:  # a source of chance of its own, on the CPU
@@ -265,7 +277,10 @@ def choose_token(
     temperature: float,  # 0: the largest; else draw
     generator: torch.Generator | None = None,  # source of chance; none: torch's own
 ) -> int:  # a token
-    "Take the likeliest token, or draw one."
+    "Take the likeliest token, or draw one; raise `InputError` where the scores leave none."
+    best = int(logits.argmax()) if len(logits) else 0
+    some = len(logits) > 0 and math.isfinite(logits[best])
+    _check(some, "scores that are empty, NaN or all -inf", "one finite score or more")
     if temperature == 0:
-        return int(logits.argmax())
+        return best
     return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))

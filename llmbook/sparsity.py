@@ -457,6 +457,11 @@ class LinearAttention:
     form: Literal["chunked", "parallel", "recurrent"] = "chunked"  # how to compute it
     chunk: int = 64  # tokens of a chunk
 
+    def __post_init__(self) -> None:
+        if self.form not in ("chunked", "parallel", "recurrent") or self.chunk < 1:
+            raise SettingsError(f"form `{self.form}`, chunk {self.chunk}",
+                                "chunked, parallel or recurrent; 1 token or more")
+
     def __call__(
         self,
         queries: Tensor,  # (b, h, t, e)

@@ -9,7 +9,7 @@ from hypothesis import given, settings as budget, strategies as st
 from llmbook.core import InputError, SettingsError
 from llmbook.sampling import (
     Sampling, adjust_logits, ban_repeated_ngrams, choose_token, keep_allowed, keep_min_p, keep_top_k, keep_top_p,
-    keep_typical, penalise_counts, read_sampling,
+    keep_typical, penalise_counts, penalise_repetition, read_sampling,
 )
 
 scores = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=40).map(torch.tensor)
@@ -102,3 +102,19 @@ def test_a_cut_distribution_draws_what_it_should():
     draws = [choose_token(kept, 1.0, generator) for _ in range(2000)]
     assert set(draws) == {0, 1}
     assert draws.count(0) / 2000 == pytest.approx(math.e / (1 + math.e), abs=0.04)
+
+
+@pytest.mark.parametrize("rule", [
+    lambda x: keep_top_k(x, 0), lambda x: keep_top_p(x, 0.0), lambda x: keep_top_p(x, math.nan), lambda x: keep_min_p(x, 2.0),
+    lambda x: keep_typical(x, 0.0), lambda x: penalise_repetition(x, [1], 0.0), lambda x: ban_repeated_ngrams(x, [1, 1], 0),
+    lambda x: choose_token(x * math.nan, 0.0), lambda x: choose_token(x * math.nan, 1.0), lambda x: choose_token(x[:0], 1.0),
+    lambda x: choose_token(torch.full_like(x, -math.inf), 0.0),
+])
+def test_rules_alone_refuse_what_they_cannot_do(rule):
+    with pytest.raises(InputError, match="Allowed"):
+        rule(torch.tensor([1.0, 2.0, 0.0]))
+
+
+def test_nothing_said_yet_is_no_repetition():
+    logits = torch.tensor([1.0, 2.0, 0.0])
+    assert torch.equal(adjust_logits(logits, [], Sampling(repetition_penalty=1.3, no_repeat_ngram=2)), logits)
