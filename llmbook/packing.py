@@ -230,7 +230,11 @@ class Prefetch:
         if step != self._next:
             self._batches = self._start(step)
         self._next = step + 1
-        return next(self._batches)
+        try:
+            return next(self._batches)
+        except BaseException:
+            self.close()
+            raise
 
 # %% ../nbs/06b_packing.ipynb #bad0af08
 @patch
