@@ -109,7 +109,7 @@ def run_grouped(
     gate, up = _multiply(x[order // k], experts.gate_up, ends).chunk(2, -1)
     said = _multiply(F.silu(gate) * up, experts.down, ends)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(n * k, device=x.device))
-    return (said[back].view(n, k, -1) * routing.weights[..., None]).sum(1)
+    return (said[back].view(n, k, x.shape[1]) * routing.weights[..., None]).sum(1)
 
 # %% ../nbs/04f_experts.ipynb #e241862b
 def balance_loss(
@@ -158,6 +158,8 @@ class MixtureOfExperts(nn.Module):
         x: Tensor,  # (..., d)
     ) -> Tensor:  # like x
         "Route, compute, mix."
+        if x.shape[-1] != self.router.in_features:
+            raise InputError(f"vectors of width {x.shape[-1]}", f"{self.router.in_features}")
         tokens = x.flatten(0, -2)
         routing = route(self.router(tokens), self.k)
         asked_for = routing.chosen.flatten().bincount(minlength=len(self.experts.down))

@@ -212,7 +212,8 @@ def fit_exponent(
     values: Sequence[float],  # what was measured there, > 0
 ) -> float:  # p of value ≈ constant · length^p
     "Fit the power with which something grows."
-    if len(set(lengths)) < 2 or len(lengths) != len(values) or not min(*lengths, *values) > 0:
+    sound = all(0 < number < math.inf for number in (*lengths, *values))  # NaN is not
+    if len(set(lengths)) < 2 or len(lengths) != len(values) or not sound:
         raise InputError(f"lengths {list(lengths)} and values {list(values)}",
                          "two lengths or more, one value each, all above 0")
     x, y = [math.log(t) for t in lengths], [math.log(value) for value in values]
@@ -248,7 +249,10 @@ def compare_recall(
     depth: int = 1,  # layers of the kind in a row
 ) -> dict[str, dict[str, Any]]:  # name -> parameters, width, loss, and scores by distance
     "Train each layer for a moment on associative recall and test it at growing distance."
-    longest, found = 4 * pairs + max(*test_at, *train_at), {}
+    if not layers or not train_at or not test_at:
+        raise InputError(f"{len(layers)} layers, distances {list(train_at)} and {list(test_at)}",
+                         "one or more of each")
+    longest, found = 4 * pairs + max([*test_at, *train_at]), {}
 
     def assemble(width: int, make: Callable[[], nn.Module]) -> LayeredModel:
         own = [GatedConvolution(width, 2), *(make() for _ in range(depth))]

@@ -48,6 +48,8 @@ def check_labels(
     if tuple(labels.shape) != tuple(shape[:-1]):
         raise InputError(f"labels of shape {tuple(labels.shape)}",
                          f"{tuple(shape[:-1])}, one per position", "cut inputs and labels alike")
+    if labels.is_floating_point():
+        raise InputError(f"labels of type {labels.dtype}", "whole numbers", "give token ids")
     if labels.device.type != "cpu" or not labels.numel():
         return
     wrong = (labels != ignore_index) & ((labels < 0) | (labels >= shape[-1]))

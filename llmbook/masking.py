@@ -219,6 +219,8 @@ class Neighbours:
         tokens: np.ndarray,  # (n,) token ids, n ≥ 3
     ):
         text = np.asarray(tokens, np.int64)
+        if len(text) < 3:
+            raise InputError(f"{len(text)} tokens", "3 or more", "count on a longer text")
         self.size = int(text.max()) + 1
         self.common = int(np.bincount(text).argmax())
         self.after = self._most_frequent(text[:-1], text[1:])

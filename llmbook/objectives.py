@@ -97,6 +97,8 @@ class Autoregressive:
         rows: int,  # rows per step
         seed: int = 0,  # order of the windows
     ):
+        if context < 1:
+            raise InputError(f"a context of {context} tokens", "1 or more")
         self.windows = Windows(tokens, context + 1, rows, seed)
 
     def batch(

@@ -72,8 +72,8 @@ def cut_stream(
 
 def _check_lengths(lengths: Sequence[int], size: int) -> np.ndarray:
     "Lengths as an array; raise `InputError` where nothing can be packed."
-    array = np.asarray(lengths, np.int64)
-    if size < 1 or not len(array) or array.min() < 1:
+    given, array = np.asarray(lengths), np.asarray(lengths, np.int64)
+    if size < 1 or not len(array) or array.min() < 1 or (given != array).any():
         shortest = min(array, default=0)
         raise InputError(
             f"{len(array)} documents, the shortest of {shortest} tokens, in rows of {size}",

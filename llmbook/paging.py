@@ -53,6 +53,8 @@ class PagePool:
         self,
         count: int,  # pages there are
     ):
+        if count < 1:
+            raise InputError(f"a pool of {count} pages", "1 or more")
         self.holders = [0] * count
         self.free = OrderedDict.fromkeys(range(count))  # the first is overwritten first
         self.index: dict[bytes, int] = {}

@@ -287,6 +287,9 @@ def cut_patches(
     edge: int,  # pixels, a divisor of side
 ) -> Tensor:  # (n, patches, 3 · edge²), row by row
     "Cut pictures into squares that do not overlap."
+    if edge < 1 or pictures.ndim != 4 or pictures.shape[1] % edge or pictures.shape[2] % edge:
+        raise InputError(f"pictures of shape {tuple(pictures.shape)} in patches of {edge}",
+                         "(n, side, side, 3), and a divisor of the side")
     n, side = len(pictures), pictures.shape[1] // edge
     squares = pictures.reshape(n, side, edge, side, edge, 3)
     return squares.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)

@@ -178,6 +178,9 @@ def causal_convolution(
     dilation: int = 1,  # tokens between two taps
 ) -> Tensor:  # (b, t, out)
     "Sum over the last inputs, one matrix for each distance."
+    if x.dim() != 3 or x.shape[-1] != weight.shape[1] or dilation < 1:
+        raise InputError(f"an input of {tuple(x.shape)}, a weight of {tuple(weight.shape)}, "
+                         f"dilation {dilation}", "(b, t, d), (out, d, k) and 1 or more")
     t, taps = x.shape[1], weight.shape[-1]
     longer = F.pad(x, (0, 0, dilation * (taps - 1), 0))  # zeros before the first token
     moved = (longer[:, dilation * i : dilation * i + t] @ weight[..., i].T for i in range(taps))
@@ -217,6 +220,8 @@ def receptive_field(
     dilations: Sequence[int],  # of each layer
 ) -> int:  # tokens that reach the last output, itself included
     "How far a stack of convolutions looks back."
+    if len(taps) != len(dilations):
+        raise InputError(f"{len(taps)} taps and {len(dilations)} dilations", "one of each a layer")
     return 1 + sum((k - 1) * d for k, d in zip(taps, dilations, strict=True))
 
 # %% ../nbs/04d_recurrence.ipynb #24940596

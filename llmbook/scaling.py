@@ -64,6 +64,8 @@ def plan_cost(
         raise SettingsError(
             f"utilisation {utilisation}, {tokens} tokens, {count} devices", "0 to 1; 1 or more"
         )
+    if optimiser not in ("muon", "adamw"):
+        raise SettingsError(f"optimiser `{optimiser}`", "muon, adamw")
     parameters = count_parameters(shape)
     flops = 3.0 * count_flops(shape, shape.context) * tokens
     hours = flops / (device.flops * utilisation * count) / 3600
@@ -118,6 +120,8 @@ class Law:
         flops: float,  # operations of the whole training: 6 per weight and token
     ) -> tuple[float, float]:  # weights and tokens with the lowest loss
         "Divide a budget between the model and the text."
+        if not 0 < flops < math.inf:
+            raise InputError(f"a budget of {flops:g} operations", "a number above 0")
         a, b = self.size_power, self.data_power
         balance = (a * self.size / (b * self.data)) ** (1 / (a + b))
         parameters = balance * (flops / 6) ** (b / (a + b))
@@ -195,6 +199,7 @@ def bootstrap_laws(
     seed: int = 0,  # of the draws
 ) -> list[Law]:  # each fitted to runs drawn with replacement
     "Laws as they might have come out."
+    _check_runs(runs)  # else no draw might ever do
     chance, laws = np.random.default_rng(seed), []
     start = [*np.log([law.floor, law.size, law.data]), law.size_power, law.data_power]
     near = [start, [start[0] - 0.3, *start[1:]]]

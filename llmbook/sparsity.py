@@ -28,6 +28,11 @@ from .positions import apply_rotary, rotary_angles
 from .recurrence import check_sequence
 
 # %% ../nbs/04e_sparsity.ipynb #539e6fbf
+def _need(fits: bool, given: str, allowed: str) -> None:
+    if not fits:
+        raise InputError(given, allowed)
+
+
 def sliding_mask(
     t: int,  # queries, the last t of the s positions
     s: int,  # keys
@@ -35,6 +40,7 @@ def sliding_mask(
     causal: bool = True,  # false: w - 1 tokens on both sides
 ) -> Tensor:  # (t, s) of bool
     "Look at the nearest tokens."
+    _need(window >= 1, f"a window of {window}", "1 or more: oneself")
     distance = torch.arange(s - t, s)[:, None] - torch.arange(s)
     return (distance < window) & (distance >= 0 if causal else distance > -window)
 
@@ -45,6 +51,7 @@ def strided_mask(
     stride: int,  # l
 ) -> Tensor:  # (t, s) of bool
     "Look at the last l tokens, and at every l-th before them."
+    _need(stride >= 1, f"a stride of {stride}", "1 or more")
     distance = torch.arange(s - t, s)[:, None] - torch.arange(s)
     return (distance >= 0) & ((distance < stride) | (distance % stride == 0))
 
@@ -56,6 +63,7 @@ def fixed_mask(
     summary: int = 1,  # c, tokens at the end of each block that all later ones see
 ) -> Tensor:  # (t, s) of bool
     "Look at your block, and at the last c tokens of each block before it."
+    _need(1 <= summary <= stride, f"a summary of {summary} in blocks of {stride}", "1 to the block")
     rows, keys = torch.arange(s - t, s)[:, None], torch.arange(s)
     own = rows // stride == keys // stride
     return (rows >= keys) & (own | (keys % stride >= stride - summary))
@@ -266,6 +274,8 @@ class Compressor(nn.Module):
         x: Tensor,  # (b, t, d), t a multiple of the rate
     ) -> Tensor:  # (b, t / rate, d)
         "Compress."
+        given = f"{x.shape[1]} vectors, {self.rate} into one"
+        _need(x.shape[1] % self.rate == 0, given, "a multiple of the rate")
         if self.convolve is not None:
             return self.convolve(x.mT).mT
         groups = x.unflatten(1, (-1, self.rate))
@@ -434,6 +444,7 @@ def scan_chunked(
 ) -> tuple[Tensor, Tensor]:  # (b, h, t, f), and the last state
     "Squares within chunks, a state between them: linear in the length, and parallel."
     t = keys.shape[2]
+    _need(t > 0 and chunk > 0, f"{t} tokens in chunks of {chunk}", "1 or more of each")
     decay = keys.new_zeros(keys.shape[:3]) if decay is None else decay
     chunk = min(chunk, t)
     cut = lambda x: F.pad(x, (0, 0, 0, -t % chunk)).unflatten(2, (-1, chunk))  # (b, h, n, c, ?)

@@ -458,10 +458,12 @@ def _take_step(optimisers: list[Any], rates: list[list[float]], factor: float) -
 # %% ../nbs/06d_training.ipynb #dc574b2b
 def spark_line(
     values: Sequence[float],  # oldest first
-) -> str:  # one block per value, as high as the value among the others
+) -> str:  # one block per value, as high as the value among the others; a gap where none is
     "A curve in one line of text."
-    low, high = min(values, default=0.0), max(values, default=0.0)
-    return "".join("▁▂▃▄▅▆▇█"[round(7 * (v - low) / (high - low or 1))] for v in values)
+    known = [v for v in values if math.isfinite(v)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    blocks = {v: "▁▂▃▄▅▆▇█"[round(7 * (v - low) / (high - low or 1))] for v in known}
+    return "".join(blocks.get(v, " ") for v in values)
 
 # %% ../nbs/06d_training.ipynb #ee763bc9
 class Gauge:
