@@ -2248,6 +2248,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'llmbook.sparsity._has_rows': ('sparsity.html#_has_rows', 'llmbook/sparsity.py'),
                                   'llmbook.sparsity._join': ('sparsity.html#_join', 'llmbook/sparsity.py'),
                                   'llmbook.sparsity._look': ('sparsity.html#_look', 'llmbook/sparsity.py'),
+                                  'llmbook.sparsity._need': ('sparsity.html#_need', 'llmbook/sparsity.py'),
                                   'llmbook.sparsity._places': ('sparsity.html#_places', 'llmbook/sparsity.py'),
                                   'llmbook.sparsity._read_segments': ('sparsity.html#_read_segments', 'llmbook/sparsity.py'),
                                   'llmbook.sparsity._real_keys': ('sparsity.html#_real_keys', 'llmbook/sparsity.py'),
