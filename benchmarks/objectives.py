@@ -25,7 +25,7 @@ from llmbook.architecture import initialise_weights
 from llmbook.core import Table, set_seed
 from llmbook.denoising import Denoising, FutureNgrams, FutureStreams, Gap, SpanCorruption
 from llmbook.denoising import choose_marks, cut_gaps, infill, look_near
-from llmbook.denoising import reserve_sentinels, score_infilling
+from llmbook.denoising import reserve_sentinels, score_by_length, score_infilling
 from llmbook.duplicates import assign_splits, find_near_duplicates
 from llmbook.environment import read_environment
 from llmbook.masking import MaskedLanguage, Neighbours, choose_masking, reserve_tokens
@@ -151,11 +151,8 @@ def main() -> None:
 
 def score_spans(written: list[list[int]], gaps: list[Gap]) -> dict[str, float]:
     "Exact spans, of all and by their length, and tokens at their place."
-    whole, row = score_infilling(written, gaps), {}
-    for name, fits in (("1", {1}), ("2", {2}), ("3", {3}), ("4 and more", set(range(4, 99)))):
-        some = [(w, g) for w, g in zip(written, gaps, strict=True) if len(g.span) in fits]
-        row[f"exact, {name}"] = score_infilling([w for w, _ in some], [g for _, g in some])["exact"]
-    return {"span exact": whole["exact"], **row, "span tokens": whole["tokens"]}
+    scores = {f"span {name}": value for name, value in score_by_length(written, gaps).items()}
+    return scores | {"span tokens": score_infilling(written, gaps)["tokens"]}
 
 
 def score_baselines(tokens: np.ndarray, gaps: dict[str, list[Gap]]) -> list[dict]:
