@@ -6,9 +6,10 @@
 __all__ = ['Marks', 'reserve_sentinels', 'choose_marks', 'SequenceToSequence', 'pad_rows', 'count_spans', 'fit_lengths',
            'draw_spans', 'replace_spans', 'fill_spans', 'SpanCorruption', 'find_sentence_ends', 'permute_sentences',
            'delete_tokens', 'infill_text', 'Denoising', 'FutureStreams', 'FutureNgrams', 'write_greedily', 'Gap',
-           'cut_gaps', 'infill', 'score_infilling', 'look_near']
+           'cut_gaps', 'infill', 'score_infilling', 'score_by_length', 'look_near']
 
 # %% ../nbs/06g_denoising.ipynb #8a45d8ec
+import math
 import re
 
 # %% ../nbs/06g_denoising.ipynb #0bcb0086
@@ -528,14 +529,33 @@ def score_infilling(
     tokens = sum(len(gap.span) for gap in gaps)
     return {"exact": exact / max(len(gaps), 1), "tokens": right / max(tokens, 1)}
 
+
+def score_by_length(
+    guesses: Sequence[Sequence[int]],  # what was written
+    gaps: Sequence[Gap],  # what was there
+    longest: int = 4,  # from this length on all share a column, ≥ 1
+) -> dict[str, float]:  # `exact` of all, then of each length: "1", "2" … "4+"; nan: no such gap
+    "How the share of gaps filled exactly depends on their length."
+    lengths = [min(len(gap.span), longest) for gap in gaps]
+    scores = {"exact": score_infilling(guesses, gaps)["exact"]}
+    for length in range(1, longest + 1):
+        right = [tuple(guess) == gap.span for guess, gap, n in
+                 zip(guesses, gaps, lengths, strict=True) if n == length]
+        name = f"{length}+" if length == longest else f"{length}"
+        scores[name] = sum(right) / len(right) if right else math.nan
+    return scores
+
 # %% ../nbs/06g_denoising.ipynb #1f283fe9
 @torch.no_grad()
 def look_near(
     model: EncoderDecoder,  # before its first step; its tables of biases are changed in place
     slope: float = 2.0,  # how much the first head's bias falls per bucket; each next one's by half
 ) -> None:
-    "Let every head begin with a bias that falls with the distance, as in ALiBi."
+    "Let every head begin near itself, as in ALiBi; in the encoder by turns on the left and right."
     for bias, sides in ((model.bias, 2), (model.decoder_bias, 1)):
         buckets, heads = bias.table.shape
-        away = torch.arange(buckets) % (buckets // sides)
-        bias.table.copy_(-slope * away[:, None] * 0.5 ** torch.arange(heads))
+        bucket, head, half = torch.arange(buckets)[:, None], torch.arange(heads), buckets // sides
+        side, away = bucket // half, bucket % half  # bucket 0 is the place itself
+        fall = -slope * 0.5 ** (head // sides) * (away - (sides - 1)).abs()
+        other = (side != head % sides) & (away > 0) & (heads > 1)
+        bias.table.copy_(fall.masked_fill(other, -3 * slope))

@@ -15,9 +15,9 @@ from llmbook.bridge import to_transformers
 from llmbook.core import InputError, SettingsError
 from llmbook.denoising import Denoising, FutureNgrams, FutureStreams, Gap, Marks, SpanCorruption
 from llmbook.denoising import choose_marks, count_spans, cut_gaps, draw_spans, fill_spans
-from llmbook.denoising import find_sentence_ends, fit_lengths, infill, infill_text, pad_rows
-from llmbook.denoising import permute_sentences, replace_spans, reserve_sentinels, score_infilling
-from llmbook.denoising import write_greedily
+from llmbook.denoising import find_sentence_ends, fit_lengths, infill, infill_text, look_near
+from llmbook.denoising import pad_rows, permute_sentences, replace_spans, reserve_sentinels
+from llmbook.denoising import score_by_length, score_infilling, write_greedily
 from llmbook.losses import shift_right, token_losses
 from llmbook.optimisation import TrainSettings
 from llmbook.tokenization import encode_plain, train_tokenizer
@@ -232,6 +232,27 @@ def test_gaps_come_back_and_scores_count_them():
     assert half == {"exact": 0.5, "tokens": 2 / 3}
     spans = infill(build(), gaps[:5], MARKS, limit=4)
     assert len(spans) == 5 and all(len(span) <= 4 for span in spans)
+
+
+def test_scores_by_length_add_up_to_the_whole():
+    gaps = cut_gaps(tokens(), 200, 32)
+    guesses = [gap.span if i % 3 else (59,) for i, gap in enumerate(gaps)]
+    scores = score_by_length(guesses, gaps, 3)
+    counts = Counter(min(len(gap.span), 3) for gap in gaps)
+    whole = sum(scores[name] * counts[n] for n, name in ((1, "1"), (2, "2"), (3, "3+"))) / len(gaps)
+    assert scores["exact"] == score_infilling(guesses, gaps)["exact"] == pytest.approx(whole)
+    assert np.isnan(score_by_length([(1,)], [Gap((1,), (1,), (1,))], 2)["2+"])
+
+
+@pytest.mark.parametrize("heads", [1, 2, 6])
+def test_heads_begin_at_their_neighbours_left_and_right_by_turns(heads):
+    model = EncoderDecoder(replace(SHAPE, heads=heads, width=48))
+    look_near(model)
+    nearest = model.bias(9)[:, 4].argmax(-1).tolist()  # where each head looks from place 4 of 9
+    assert nearest == ([3, 5] * heads)[:heads] or heads == 1 and nearest[0] in (3, 5)
+    assert (model.decoder_bias(9)[:, 8].diff(dim=-1) > 0).all()
+    if heads == 1:
+        assert torch.equal(model.bias(9)[0, 4, :4], model.bias(9)[0, 4, 5:].flip(0)), "one head, both sides"
 
 
 def test_a_whole_text_is_cut_where_it_is_likeliest():
