@@ -603,6 +603,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'llmbook.denoising.permute_sentences': ('denoising.html#permute_sentences', 'llmbook/denoising.py'),
                                    'llmbook.denoising.replace_spans': ('denoising.html#replace_spans', 'llmbook/denoising.py'),
                                    'llmbook.denoising.reserve_sentinels': ('denoising.html#reserve_sentinels', 'llmbook/denoising.py'),
+                                   'llmbook.denoising.score_by_length': ('denoising.html#score_by_length', 'llmbook/denoising.py'),
                                    'llmbook.denoising.score_infilling': ('denoising.html#score_infilling', 'llmbook/denoising.py'),
                                    'llmbook.denoising.write_greedily': ('denoising.html#write_greedily', 'llmbook/denoising.py')},
             'llmbook.deployment': { 'llmbook.deployment.DrainingServer': ('deployment.html#drainingserver', 'llmbook/deployment.py'),
