@@ -39,14 +39,14 @@ GRID = {  # the same for both sides: a step of Muon is scaled to the size of Ada
     "table_rate": (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2),
     "warmup": (0.02, 0.1, 0.3),
     "start": ("zeroed outputs", "as GPT-2"),
-    "averaging": (0, 1, 2),
+    "averaging": (0, 1, 2, 3),
     "weight_decay": (0.0, 0.1, 0.5),
     "fall": FALLS,
 }
 REFINE = (1 / math.sqrt(2), 1.0, math.sqrt(2))  # a second look at the two rates
 AVERAGING = {  # the past's share: AdamW's two betas; Muon's momentum and the betas of the tables
-    "AdamW": ((0.9, 0.95), (0.9, 0.99), (0.8, 0.95)),
-    "Muon": ((0.95, 0.9, 0.95), (0.9, 0.8, 0.95), (0.95, 0.8, 0.95)),
+    "AdamW": ((0.9, 0.95), (0.9, 0.99), (0.8, 0.95), (0.6, 0.95)),
+    "Muon": ((0.95, 0.9, 0.95), (0.9, 0.8, 0.95), (0.95, 0.8, 0.95), (0.85, 0.6, 0.95)),
 }
 START = {
     "matrix_rate": 4e-3, "table_rate": 1e-2, "warmup": 0.1, "start": "zeroed outputs",
@@ -189,7 +189,7 @@ def sweep(memory: Memory, corpus: Corpus, side: str, steps: int) -> tuple[dict, 
             values = [float(f"{choice[axis] * share:.2g}") for share in REFINE]
         losses = {value: score(choice | {axis: value}) for value in values}
         choice[axis] = min(losses, key=losses.get)
-        names = {value: AVERAGING[side][value] for value in (0, 1, 2)} if axis == "averaging" else {}
+        names = {value: AVERAGING[side][value] for value in GRID[axis]} if axis == "averaging" else {}
         shown = "  ".join(f"{names.get(value, value)}: {loss:.4f}" for value, loss in losses.items())
         print(f"{side:6} {axis:13} {shown}", flush=True)
     return choice, len(tried)

@@ -219,6 +219,11 @@ def test_readme_table_is_generated_from_the_notebooks():
     assert chapters.table() in (ROOT / "README.md").read_text(encoding="utf-8"), "run python site/chapters.py"
 
 
+def test_index_lists_the_chapters_that_exist():
+    listed = re.findall(r"\]\((\d\w+\.ipynb)\)", (ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))
+    assert listed == [path.name for path in NOTEBOOKS], "run nbs/index.ipynb again and save it"
+
+
 def test_extras_are_pinned_by_the_constraints():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = (ROOT / "constraints.txt").read_text().split("\n")

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from llmbook.architecture import Decoder, DecoderSettings, initialise_weights
 from llmbook.bridge import load_decoder
-from llmbook.core import InputError, SettingsError, write_json
+from llmbook.core import InputError, SettingsError, set_seed, write_json
 from llmbook.objectives import Windows, heldout_windows
 from llmbook.optimisation import TrainSettings, schedule_rate
-from llmbook.pretraining import PretrainSettings, pretrain
+from llmbook.pretraining import PretrainSettings, count_pairs, pretrain, start_from_pairs
+from llmbook.tokenization import TokenShard
 
 
 def test_windows_cover_each_epoch_once():
@@ -74,22 +76,51 @@ def make_inputs(folder: Path) -> dict[str, Path]:
     return inputs
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_stage_writes_a_llama_that_transformers_opens(tmp_path, packed):
+@pytest.mark.parametrize("packed, pairs", [(False, False), (True, True)])
+def test_stage_writes_a_llama_that_transformers_opens(tmp_path, packed, pairs):
     from transformers import AutoModelForCausalLM
 
     inputs, output = make_inputs(tmp_path), tmp_path / "model"
     output.mkdir()
     settings = PretrainSettings(
         depth=2, width=64, context=32, steps=30, points=3, samples=2, precision="float32", packed=packed,
+        pairs=pairs,
     )
     numbers = pretrain(settings, inputs, output)
     json.dumps(numbers)
     curve = numbers["curve"]
     assert [point["step"] for point in curve] == [0, 10, 20, 30]
-    assert numbers["bits_per_byte"] < 0.8 * curve[0]["bits_per_byte"]
+    heldout = TokenShard(inputs["tokens"], "validation")
+    uniform = np.log2(heldout.vocabulary) * len(heldout) / heldout.bytes
+    assert numbers["bits_per_byte"] < 0.8 * uniform
+    assert (curve[0]["bits_per_byte"] < 0.8 * uniform) == pairs, "pairs are known before the first step"
+    assert numbers["shape"]["tied"] != pairs
     assert len(curve[-1]["samples"]) == 2 and not (output / "checkpoints").exists()
     ids = torch.arange(20)[None]
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(output)(ids).logits
         assert torch.allclose(load_decoder(output)(ids), theirs, atol=1e-4)
+
+
+def test_tables_that_are_wide_enough_hold_the_counted_pairs():
+    tokens = np.random.default_rng(3).choice(12, 600, p=np.arange(1, 13) / 78)
+    pairs = np.zeros((12, 12))
+    np.add.at(pairs, (tokens[:-1], tokens[1:]), 1)
+    shares = (np.bincount(tokens, minlength=12) + 1) / (600 + 12)
+    mixed = (pairs + 5 * shares) / (pairs.sum(1, keepdims=True) + 5)
+    set_seed(0)
+    model = Decoder(DecoderSettings(12, 2, 16, 2, 2, 24, 8, tied=False))
+    initialise_weights(model)
+    start_from_pairs(model, tokens, believed=5.0)
+    with torch.no_grad():
+        guess = model(torch.arange(12)[:, None])[:, 0].softmax(-1).numpy()
+    apart = np.abs(guess - mixed).max(1)
+    assert np.sort(apart)[-2] < 1e-4, "the longest row is shortened, no other"
+
+
+@pytest.mark.parametrize("tokens, vocabulary, believed", [
+    ([1], 4, 20), ([], 4, 20), ([0, 4], 4, 20), ([0, -1], 4, 20), ([0, 1], 4, 0),
+])
+def test_pairs_of_what_is_no_text_are_refused(tokens, vocabulary, believed):
+    with pytest.raises(InputError, match="two token ids or more"):
+        count_pairs(np.array(tokens, np.int64), vocabulary, believed)
