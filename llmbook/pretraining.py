@@ -57,6 +57,23 @@ def count_pairs(
     return lifts, shares.log(), torch.bincount(ids[:-1], minlength=vocabulary)
 
 # %% ../nbs/06e_pretraining.ipynb #96c4f201
+def _factorise(
+    lifts: Tensor,  # (v, v), sparse
+    seen: Tensor,  # (v,) how often each row was seen: its weight
+    channels: int,  # numbers for each token
+) -> tuple[Tensor, Tensor]:  # (v, channels) twice
+    "Two tables whose product comes as near to a sparse matrix as so few channels allow."
+    weights, lifts = (seen + 1.0).sqrt(), lifts.coalesce()
+    places = lifts.indices()
+    weighted = torch.sparse_coo_tensor(
+        places, lifts.values() * weights[places[0]], lifts.shape, check_invariants=False
+    )
+    rank = min(channels, len(seen))
+    left, sizes, right = torch.svd_lowrank(weighted, rank, niter=2)
+    states = left * sizes / weights[:, None]
+    return F.pad(states, (0, channels - rank)), F.pad(right, (0, channels - rank))
+
+# %% ../nbs/06e_pretraining.ipynb #8ff176cf
 def start_from_pairs(
     model: Decoder,  # untied, its blocks still doing nothing; changed in place
     tokens: np.ndarray,  # (n,) token ids of the training text
@@ -67,14 +84,7 @@ def start_from_pairs(
     if model.settings.tied or d < 3:
         raise SettingsError("one table for input and output", "two", "set `tied=False`")
     lifts, shares, seen = count_pairs(tokens, v, believed)
-    weights = (seen + 1.0).sqrt()  # common tokens matter more
-    places = lifts.coalesce().indices()
-    weighted = torch.sparse_coo_tensor(
-        places, lifts.coalesce().values() * weights[places[0]], (v, v), check_invariants=False
-    )
-    rank = min(d - 2, v)
-    left, sizes, right = torch.svd_lowrank(weighted, rank, niter=2)
-    states = F.pad(left * sizes / weights[:, None], (0, d - 2 - rank))
+    states, outputs = _factorise(lifts, seen, d - 2)
     lengths = states.norm(dim=1)
     longest = lengths.quantile(0.98)  # few rare tokens would make all others small
     states *= (longest / lengths.clamp(min=longest))[:, None]
@@ -82,10 +92,10 @@ def start_from_pairs(
     filler = (longest**2 - states.square().sum(1)).clamp(min=0).sqrt()
     size = math.sqrt(d) / math.hypot(longest, constant)  # the norm leaves such rows as they are
     rows = [states, constant.expand(v, 1), filler[:, None]]
-    outputs = [F.pad(right, (0, d - 2 - rank)), shares[:, None] / constant, torch.zeros(v, 1)]
+    scores = [outputs, shares[:, None] / constant, torch.zeros(v, 1)]
     with torch.no_grad():
         model.embedding.weight.copy_(torch.cat(rows, 1) * size)
-        model.head.weight.copy_(torch.cat(outputs, 1) / size)
+        model.head.weight.copy_(torch.cat(scores, 1) / size)
 
 # %% ../nbs/06e_pretraining.ipynb #b4cd3c82
 @dataclass(frozen=True)
@@ -119,13 +129,18 @@ class PretrainSettings:
     seed: int = 0  # of weights and order
 
     def __post_init__(self) -> None:
-        limits = {"depth": (1, 200), "context": (8, 2**20), "batch": (1, 2**20)}
-        check_limits(self, limits | {"points": (1, 1000), "samples": (0, 100)})
-        if self.width is not None and (self.width < 64 or self.width % 64):
-            raise SettingsError(f"width = {self.width}", "a multiple of 64", "change `width`")
-        pick_settings(self if self.steps else replace(self, steps=1))
+        _check(self)
 
 # %% ../nbs/06e_pretraining.ipynb #ab316013
+def _check(settings: PretrainSettings) -> None:
+    "What no training can do is refused before it begins."
+    limits = {"depth": (1, 200), "context": (8, 2**20), "batch": (1, 2**20)}
+    check_limits(settings, limits | {"points": (1, 1000), "samples": (0, 100)})
+    if settings.width is not None and (settings.width < 64 or settings.width % 64):
+        raise SettingsError(f"width = {settings.width}", "a multiple of 64", "change `width`")
+    pick_settings(settings if settings.steps else replace(settings, steps=1))
+
+
 def _choose_steps(
     settings: PretrainSettings,  # steps, precision
 ) -> int:  # updates of the weights
