@@ -82,9 +82,9 @@ class CorpusSettings:
     likeness: Literal["auto", "jaccard", "containment"] = "auto"  # auto: containment, which finds
     # parts and frames too, but jaccard for documentation, where different things are said alike
     near_duplicate_threshold: float | None = None  # likeness that counts as equal; none: the usual
-    leakage_threshold: float = 0.5  # likeness from which texts stay on one side, 0 to 1
-    validation_share: float = 0.05  # of the bytes, 0 to 0.5
-    test_share: float = 0.05  # of the bytes, 0 to 0.5
+    leakage_threshold: float = 0.5  # likeness from which texts stay on one side, above 0, to 1
+    validation_share: float = 0.05  # of the bytes, above 0, at most 0.5
+    test_share: float = 0.05  # of the bytes, above 0, at most 0.5
     workers: int = 0  # processes; 0: as many as there are cores
     seed: int = 1  # draws the splits
 
@@ -92,16 +92,26 @@ class CorpusSettings:
         _check_ranges(self)
 
 # %% ../nbs/01q_data.ipynb #9eba9108
+_CHOICES = {"on_disallowed": ("drop", "fail"), "quality": (*QUALITY_PRESETS, "none"),
+            "likeness": ("auto", *LIKENESSES)}  # fmt: skip
+
+
 def _check_ranges(settings: CorpusSettings) -> None:
-    "Raise `SettingsError` for a number out of range."
+    "Raise `SettingsError` for a number out of range, an unknown word, or a text for a list."
     ranges = {"max_megabytes": 1e9, "near_duplicate_threshold": 1, "leakage_threshold": 1,
               "validation_share": 0.5, "test_share": 0.5, "language_threshold": 1}  # fmt: skip
     for name, highest in ranges.items():
         value = getattr(settings, name)
-        if value is not None and not 0 < value <= highest:
-            allowed = f"more than 0, at most {highest:g}"
+        if value is not None and not (isinstance(value, int | float) and 0 < value <= highest):
+            allowed = f"a number above 0, at most {highest:g}"
             raise SettingsError(f"`corpus.{name} = {value}`", allowed, "change the setting")
-    if settings.workers < 0:
+    for name, words in _CHOICES.items():
+        if (value := getattr(settings, name)) not in words:
+            raise SettingsError(f"`corpus.{name} = {value}`", ", ".join(words), "take one of them")
+    for name in ("licences", "languages", "benchmarks", "whole"):
+        if isinstance(value := getattr(settings, name), str):
+            raise SettingsError(f"`corpus.{name} = {value!r}`", "a tuple", f"write `({value!r},)`")
+    if not isinstance(settings.workers, int) or settings.workers < 0:
         raise SettingsError(f"`corpus.workers = {settings.workers}`", "0 or more")
 
 
@@ -566,6 +576,12 @@ def open_table(
         raise CorruptFileError(given, do="delete the folder and build it again") from None
 
 
+def _name_table(folder: str | Path, split: str, prefix: str = "") -> Path:
+    if split not in SPLITS:
+        raise InputError(f"no split `{split}`", ", ".join(SPLITS), "name one of them")
+    return Path(folder) / f"{prefix}{split}.parquet"
+
+
 def _load_table(path: Path) -> "pandas.DataFrame":
     with open_table(path) as file:
         return file.read().to_pandas()
@@ -576,7 +592,7 @@ def load_split(
     split: str,  # train, validation or test
 ) -> "pandas.DataFrame":  # one row per document: id, text, symbol, kind, signature, source, …
     "Read the documents of one split."
-    return _load_table(Path(folder) / f"{split}.parquet")
+    return _load_table(_name_table(folder, split))
 
 
 def load_pairs(
@@ -584,7 +600,7 @@ def load_pairs(
     split: str,  # train, validation or test
 ) -> "pandas.DataFrame":  # one row per pair: question, answer, document, symbol
     "Read the questions and answers of one split."
-    return _load_table(Path(folder) / f"pairs-{split}.parquet")
+    return _load_table(_name_table(folder, split, "pairs-"))
 
 # %% ../nbs/01q_data.ipynb #2a480055
 def stream_split(
@@ -593,7 +609,8 @@ def stream_split(
     batch: int = 1000,  # documents at a time, ≥ 1
 ) -> "Iterator[pandas.DataFrame]":  # some rows at a time, in order
     "Read the documents of one split in memory that does not grow with it."
-    path = Path(folder) / f"{split}.parquet"
-    with open_table(path) as file:
+    if batch < 1:
+        raise InputError(f"batches of {batch} documents", "1 or more", "raise `batch`")
+    with open_table(_name_table(folder, split)) as file:
         for part in file.iter_batches(batch):
             yield part.to_pandas()

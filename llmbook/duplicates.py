@@ -67,10 +67,20 @@ def _find_words(texts: Sequence[str]) -> tuple[numpy.ndarray, ...]:
     return _mix(words), edges, numpy.diff(numpy.searchsorted(edges[:, 0], bounds)), bounds[:-1]
 
 
+def _check_texts(texts: Sequence[str], width: int = 1) -> None:
+    wrong = [type(text).__name__ for text in texts if not isinstance(text, str)]
+    if isinstance(texts, str) or wrong:
+        given = f"one {'string' if isinstance(texts, str) else wrong[0]}"
+        raise InputError(given, "a list of strings", "pass the texts as a list")
+    if width < 1:
+        raise InputError(f"shingles of {width} words", "1 or more", "raise `width`")
+
+
 def hash_words(
     texts: Sequence[str],  # any texts; a hundred kilobytes at a time is fastest
 ) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:  # per word: hash, text, (start, end) byte
     "Hash every word of some texts, ASCII letters in lower case, with its place in the UTF-8."
+    _check_texts(texts)
     words, edges, counts, starts = _find_words(texts)
     owners = numpy.repeat(numpy.arange(len(counts)), counts)
     return words, owners, edges - starts[owners][:, None]
@@ -115,6 +125,7 @@ def hash_shingles(
     width: int = 3,  # words per shingle
 ) -> tuple[numpy.ndarray, numpy.ndarray]:  # uint64 hashes and int64 offsets (texts + 1,)
     "Hash the distinct shingles of each text; text i has `hashes[offsets[i]:offsets[i + 1]]`."
+    _check_texts(texts, width)
     blocks = [_shingle_block(block, width) for block in _blocks(texts)]
     counts = numpy.concatenate([numpy.zeros(1, numpy.int64), *(count for _, count in blocks)])
     hashes = [found for found, _ in blocks] or [numpy.zeros(0, numpy.uint64)]
@@ -170,6 +181,8 @@ def minhash(
     seed: int = 1,  # chooses the permutations
 ) -> numpy.ndarray:  # (texts, permutations) uint32; equal places estimate Jaccard's likeness
     "MinHash signatures of texts."
+    if permutations < 1:
+        raise InputError(f"{permutations} permutations", "1 or more", "raise `permutations`")
     return _signatures(*hash_shingles(texts, width), permutations, seed)
 
 # %% ../nbs/01i_duplicates.ipynb #cfc126ad
@@ -188,6 +201,9 @@ def choose_bands(
     recall: float = 0.98,  # probability wanted at the threshold itself
 ) -> tuple[int, int]:  # (bands, rows)
     "The steepest banding that finds pairs at the threshold."
+    if not (0 <= threshold <= 1 and 0 <= recall <= 1 and permutations >= 1):
+        given = f"threshold {threshold}, recall {recall}, {permutations} permutations"
+        raise InputError(given, "0 to 1, 0 to 1, and 1 or more", "change what is out of range")
     choices = [(permutations // rows, rows) for rows in range(1, permutations + 1)]
     good = [c for c in choices if candidate_chance(threshold, *c) >= recall]
     return max(good or choices[:1], key=lambda choice: choice[1])
@@ -329,10 +345,6 @@ class DuplicateFinder:
         width: int = 3,  # words per shingle
     ) -> HashedTexts:  # for `add`
         "Hash some texts; a worker process can do this."
-        wrong = [type(text).__name__ for text in texts if not isinstance(text, str)]
-        if isinstance(texts, str) or wrong:
-            given = f"one {'string' if isinstance(texts, str) else wrong[0]}"
-            raise InputError(given, "a list of strings", "pass the texts as a list")
         hashes, offsets = hash_shingles(texts, width)
         return HashedTexts(hashes, numpy.diff(offsets), width)
 
@@ -517,7 +529,7 @@ def find_near_duplicates(
     "Cluster texts that say the same; likely pairs by samples, each compared exactly."
     likeness = likeness or ("containment" if threshold is None else "jaccard")
     usual = LIKENESSES.get(likeness, (0.8, 3))
-    finder = DuplicateFinder(permutations, width or usual[1], seed)
+    finder = DuplicateFinder(permutations, usual[1] if width is None else width, seed)
     finder.add(texts)
     return finder.clusters(usual[0] if threshold is None else threshold, likeness)
 
@@ -534,6 +546,12 @@ def assign_splits(
     seed: int = 1,  # draws another split
 ) -> list[str]:  # train, validation or test, for each text
     "Assign whole clusters to splits; raise `InputError` if there are fewer than three."
+    if not (len(sizes) == len(names) == len(clusters)):
+        given = f"{len(sizes)} sizes, {len(names)} names, {len(clusters)} clusters"
+        raise InputError(given, "one of each per text", "give lists of the same length")
+    if not all(0 <= share <= 0.5 for share in (validation_share, test_share)):
+        given = f"shares of {validation_share} and {test_share}"
+        raise InputError(given, "0 to 0.5 each", "change them")
     size, name, chosen = Counter(), {}, {}
     for bytes_, said, cluster in zip(sizes, names, map(int, clusters), strict=True):
         size[cluster] += bytes_

@@ -14,7 +14,7 @@ import numpy
 import pyarrow.compute
 
 # %% ../nbs/02e_provenance.ipynb #f3ff2864
-from .core import InputError
+from .core import InputError, read_json
 from .data import open_table
 from .tokenization import TokenShard
 
@@ -45,6 +45,18 @@ def read_document(
         raise InputError(given, f"0 to {file.metadata.num_rows - 1}", "take another number")
 
 # %% ../nbs/02e_provenance.ipynb #43848a21
+def _check_pair(tokens: Path, corpus: Path, split: str) -> None:
+    "Raise `InputError` if the shard was made from another corpus."
+    made = read_json(tokens / "meta.json")["splits"][split]["source"]
+    card = corpus / "card.json"
+    if not card.is_file():
+        do = "name the folder that `build_corpus` wrote"
+        raise InputError(f"no card.json in `{corpus}`", "the corpus that was encoded", do)
+    if read_json(card)["files"].get(f"{split}.parquet") != made:
+        given = f"`{corpus}` is not the corpus of the shard in `{tokens}`"
+        raise InputError(given, f"the one whose `{split}` has hash {made[:12]}…", "name its folder")
+
+
 def where(
     position: int,  # of a token in the shard, from 0
     tokens: str | Path,  # folder written by `encode_corpus`
@@ -56,10 +68,7 @@ def where(
     if not 0 <= position < len(shard):
         given = f"position {position} of `{split}`"
         raise InputError(given, f"0 to {len(shard) - 1}", "take another position")
-    count = count_documents(corpus, split)
-    if count != len(shard.documents):
-        given = f"`{corpus}` has {count} documents, the shard {len(shard.documents)}"
-        raise InputError(given, "the corpus that was encoded", "name its folder")
+    _check_pair(Path(tokens), Path(corpus), split)
     number = int(numpy.searchsorted(shard.documents, position, side="right")) - 1
     found = read_document(corpus, split, number)
     place = {"document": number, "token": position - int(shard.documents[number])}
