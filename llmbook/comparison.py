@@ -530,8 +530,11 @@ def _windows(rows: Sequence[Sequence[int]], context: int, edge: int) -> np.ndarr
 
 def _logits(weights: dict[str, "torch.Tensor"], before: "torch.Tensor") -> "torch.Tensor":
     # the whole model: (n, context) ids to (n, vocabulary) logits
+    import torch
+
     w = weights
-    seen = w["embedding"][before].flatten(1)
+    # indexing would do, but its gradient is summed in another order each time threads take part
+    seen = torch.nn.functional.embedding(before, w["embedding"]).flatten(1)
     hidden = (seen @ w["into"] + w["shift"]).relu()
     return hidden @ w["out"] @ w["embedding"].T + w["bias"]
 

@@ -111,7 +111,8 @@ def hamming_distances(
     if a.dtype != np.uint8 or b.dtype != np.uint8 or a.shape[1:] != b.shape[1:]:
         given = f"{a.dtype} codes of {a.shape[1:]} and {b.dtype} codes of {b.shape[1:]} bytes"
         raise InputError(given, "uint8 codes of one width", "use `quantize_vectors(…, 'binary')`")
-    return np.stack([np.bitwise_count(row ^ b).sum(1, dtype=np.int64) for row in a])
+    counts = [np.bitwise_count(row ^ b).sum(1, dtype=np.int64) for row in a]
+    return np.stack(counts) if counts else np.zeros((0, len(b)), np.int64)
 
 # %% ../nbs/03d_compression.ipynb #4d1419f1
 def search_binary(

@@ -316,13 +316,15 @@ def draw_map(
     if len(named) < 2:
         raise InputError(f"{len(named)} words with a vector", "two or more", "name other words")
     places, kept = project_to_plane(_unit(numpy.array([space[word] for _, word in named])))
-    title = f"{kept:.0%} of the differences"
+    title = f"A plane that keeps {kept:.0%} of the differences"
+    beside = [((places - place) ** 2).sum(1).argsort()[1] for place in places]  # nearest label
     fig, ax = figure("first direction", "second direction", title, (6.4, 4.2))
     for label in groups:
         own = [i for i, (name, _) in enumerate(named) if name == label]
         ax.plot(places[own, 0], places[own, 1], "o", markersize=4, label=label)
         for i in own:
-            offset = {"xytext": (4, 2), "textcoords": "offset points", "fontsize": 7}
+            lift = 2 if places[i, 1] >= places[beside[i], 1] else -8
+            offset = {"xytext": (4, lift), "textcoords": "offset points", "fontsize": 7}
             ax.annotate(named[i][1], places[i], **offset)
     ax.legend(fontsize=7)
     return Drawing(fig)

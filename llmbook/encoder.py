@@ -191,6 +191,8 @@ def rank_right(
     right: np.ndarray,  # (n,) row of the passage that answers each question
 ) -> np.ndarray:  # (n,) places of the right passages, 0 is first
     "Rank all passages for each question; see where the right one stands."
+    if not (np.isfinite(questions).all() and np.isfinite(passages).all()):
+        raise InputError("vectors with numbers that are not finite", "finite numbers")
     ranks = [np.zeros(0, np.int64)]
     for first in range(0, len(questions), 1024):
         part = slice(first, first + 1024)

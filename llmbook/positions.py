@@ -162,7 +162,7 @@ class BucketedBias(nn.Module):
     ) -> Tensor:  # (h, t, s)
         "The bias of every pair."
         rows = bucket_distances(relative_distances(t, keys), *self.shape)
-        return self.table[rows.to(self.table.device)].permute(2, 0, 1)
+        return F.embedding(rows.to(self.table.device), self.table).permute(2, 0, 1)
 
 # %% ../nbs/03a_positions.ipynb #f61cc0f0
 def alibi_slopes(

@@ -92,8 +92,7 @@ def _measure_words(text: str, tokens: list[str], language: str) -> dict[str, flo
 def _repeated(parts: list[str]) -> tuple[int, int]:
     "How many parts came before, and their characters."
     once = set(parts)
-    size = sum(map(len, parts)) - sum(map(len, once))
-    return len(parts) - len(once), size
+    return len(parts) - len(once), sum(map(len, parts)) - sum(map(len, once))
 
 
 def _measure_lines(text: str) -> dict[str, float]:
@@ -313,8 +312,9 @@ class NgramModel:
         order: int = 5,  # tokens in the longest n-gram, ≥ 1
     ):
         tokens = numpy.asarray(tokens, dtype=numpy.int64)
-        if len(tokens) < order:
-            raise InputError(f"{len(tokens)} tokens", f"{order} or more", "train on more text")
+        if order < 1 or len(tokens) < order or not 0 <= tokens.min() <= tokens.max() < vocabulary:
+            given = f"{len(tokens)} tokens for order {order} and {vocabulary} ids"
+            raise InputError(given, "order ≥ 1, more tokens, ids below", "train on more text")
         self.vocabulary, self.levels = vocabulary, []
         names, contexts = numpy.zeros(len(tokens) + 1, dtype=numpy.int64), 1
         grams = []
@@ -338,6 +338,8 @@ def nats(
 ) -> numpy.ndarray:  # (n,) -ln P of each, given up to order - 1 before it
     "Score every token of a text, or of several in a row."
     tokens = numpy.asarray(tokens, dtype=numpy.int64)
+    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.vocabulary:
+        raise InputError("token ids out of range", f"0 to {self.vocabulary - 1}", "take its ids")
     first = numpy.unique([0, *starts])[: len(tokens)].astype(numpy.int64)
     chance = numpy.full(len(tokens), 1 / self.vocabulary)
     context = numpy.zeros(len(tokens), dtype=numpy.int64)
@@ -399,8 +401,7 @@ def shuffle_words(
 
 # %% ../nbs/01h_quality.ipynb #952de04e
 def _need_texts(texts: Sequence[str]) -> Sequence[str]:
-    wrong = isinstance(texts, str) or any(not isinstance(text, str) for text in texts)
-    if wrong:
+    if isinstance(texts, str) or any(not isinstance(text, str) for text in texts):
         raise InputError("a value that is not a list of texts", "a list of strings", "make one")
     return texts
 
@@ -543,7 +544,7 @@ def draw_scores(
         ax.hist(values, bins, weights=numpy.full(len(values), share), label=name, alpha=0.55)
     if threshold is not None:
         ax.axvline(threshold, color="black", linestyle=":", label="threshold")
-    ax.legend()
+    ax.legend(fontsize=8, framealpha=0.5)
     return Drawing(fig)
 
 # %% ../nbs/01h_quality.ipynb #6f84dd15
@@ -612,12 +613,11 @@ def _read_answer(answer: Answer) -> float:
     "P(yes) from what a function gave."
     if isinstance(answer, Mapping):
         hits = (p for token, p in answer.items() if token.strip().lower() == "yes")
-        return min(sum(map(math.exp, hits)), 1.0)
+        answer = min(sum(map(math.exp, hits)), 1.0)
     if isinstance(answer, str):
         return float(answer.strip().lower().startswith("yes"))
-    if not 0 <= answer <= 1:
-        allowed = "a chance from 0 to 1, a text, or log probabilities by token"
-        raise InputError(f"the answer {answer}", allowed, "change what the function returns")
+    if not (isinstance(answer, int | float) and 0 <= answer <= 1):
+        raise InputError(f"the answer {answer}", "a chance, a text, log probabilities", "change it")
     return float(answer)
 
 

@@ -30,6 +30,8 @@ def hash_windows(
     length: int,  # tokens per window, 1 or more
 ) -> numpy.ndarray:  # (n − length + 1,) uint64; equal windows have equal hashes
     "Hash every run of so many tokens."
+    if length < 1:
+        raise InputError(f"windows of {length} tokens", "1 or more", "raise `length`")
     if length > len(tokens):
         return numpy.zeros(0, numpy.uint64)
     found, covered, whole, size = None, 0, tokens, 1

@@ -38,7 +38,7 @@ def select_documents(
 ) -> numpy.ndarray:  # indices of the chosen texts, rising
     "Choose texts within a budget; no text that is left out would still fit."
     scores, sizes = _need_vector(scores, "scores"), _need_vector(sizes, "sizes")
-    if len(scores) != len(sizes) or (sizes <= 0).any() or temperature < 0 or not budget > 0:
+    if len(scores) != len(sizes) or (sizes <= 0).any() or not (temperature >= 0 and budget > 0):
         given = f"{len(scores)} scores, {len(sizes)} sizes, budget {budget}, temperature "
         allowed = "as many of both, sizes and budget above 0, temperature 0 or more"
         raise InputError(f"{given}{temperature}", allowed, "count each text; leave out empty ones")
@@ -217,9 +217,9 @@ def score_nearness(
     parts = [numpy.asarray(part, numpy.float32) for part in (vectors, target)]
     shapes = [part.shape for part in parts]
     flat = any(len(shape) != 2 for shape in shapes)
-    if flat or shapes[0][1] != shapes[1][1] or not shapes[1][0]:
-        given = f"vectors of shapes {shapes[0]} and {shapes[1]}"
-        raise InputError(given, "(n, d) and (m, d), m ≥ 1", "embed both with one model")
+    if flat or shapes[0][1] != shapes[1][1] or not shapes[1][0] or nearest < 1:
+        given = f"vectors of shapes {shapes[0]} and {shapes[1]}, the nearest {nearest}"
+        raise InputError(given, "(n, d) and (m, d), m and nearest ≥ 1", "embed both with one model")
     scale = lambda x: x / numpy.maximum(numpy.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     long, wanted = map(scale, parts)
     few = min(nearest, len(wanted))

@@ -119,6 +119,8 @@ def count_words(
     texts: Iterable[str],  # documents; gone through once
 ) -> Counter[str]:  # how often each pre-token occurs
     "Count the pre-tokens of a corpus."
+    if isinstance(texts, str):
+        raise InputError("one text", "a list of texts", "put it into a list: [text]")
     return Counter(itertools.chain.from_iterable(map(split_words, texts)))
 
 # %% ../nbs/02a_tokenization.ipynb #142b54da
@@ -413,8 +415,7 @@ class TokenView:
     def _repr_html_(self) -> str:
         colours = ("#d9e8f5", "#fbe3d0", "#d5efe4", "#f6e2ee")
         mark = '<span style="background:{};color:#000">{}</span>'.format
-        pieces = map(html.escape, self.pieces)
-        spans = "".join(mark(colours[i % 4], piece) for i, piece in enumerate(pieces))
+        spans = "".join(mark(colours[i % 4], html.escape(p)) for i, p in enumerate(self.pieces))
         return f'<pre style="white-space:pre-wrap">{spans}</pre>{self.count} tokens'
 
 # %% ../nbs/02a_tokenization.ipynb #2746ba41
@@ -613,7 +614,7 @@ class TokenizerSettings:
 
     def __post_init__(self):
         _check_vocabulary(self.vocabulary)
-        if self.sample_megabytes <= 0:
+        if not self.sample_megabytes > 0:
             raise SettingsError(f"sample_megabytes = {self.sample_megabytes}", "a number above 0")
 
 
@@ -626,8 +627,7 @@ class EncodingSettings:
 
     def __post_init__(self):
         if self.batch < 1 or self.workers < 0:
-            given = f"batch = {self.batch}, workers = {self.workers}"
-            raise SettingsError(given, "1 or more, 0 or more")
+            raise SettingsError(f"batch = {self.batch}, workers = {self.workers}", "≥ 1, and ≥ 0")
 
 # %% ../nbs/02a_tokenization.ipynb #d304cf0f
 def build_tokenizer(

@@ -32,6 +32,7 @@ from llmbook.subwords import (
     PieceTokenizer,
     WordPiece,
     count_room,
+    need_list,
     remember_words,
     spell_bytes,
 )
@@ -227,7 +228,7 @@ class _Maximiser:
 # %% ../nbs/02c_unigram.ipynb #c2955ab4
 def _trainable(texts: Iterable[str], coverage: float, size: int, used: int) -> Counter[str]:
     # counted pre-tokens, cut at the rarest letters and at a hundred letters
-    words = Counter(itertools.chain.from_iterable(map(split_spaced, texts)))
+    words = Counter(itertools.chain.from_iterable(map(split_spaced, need_list(texts))))
     letters, runs = Counter(), Counter()
     for word, times in words.items():
         for letter in word:
@@ -517,7 +518,7 @@ def train_subwords(
         trainer = functools.partial(trainers.UnigramTrainer, unk_token=UNKNOWN_PIECE)
     size = max(vocabulary_size - used, 0) + len(own)
     found.train_from_iterator(
-        texts, trainer(vocab_size=size, special_tokens=own, show_progress=False)
+        need_list(texts), trainer(vocab_size=size, special_tokens=own, show_progress=False)
     )
     count_room(vocabulary_size, used, found.get_vocab_size() - len(own))
     if kind == "unigram":
