@@ -109,7 +109,7 @@ class PretrainSettings:
     steps: int = 0  # updates of the weights; 0: what two cores do in 2.5 minutes
     optimiser: Literal["muon", "adamw"] = "muon"  # for the matrices
     learning_rate: float = 2e-2  # AdamW's peak
-    matrix_rate: float = 7e-3  # Muon's peak
+    matrix_rate: float = 1.2e-2  # Muon's peak
     weight_decay: float = 0.0  # of matrices
     momentum: float = 0.85  # share of the past in Muon's mean; large batches bear 0.95
     table_momentum: float = 0.6  # the same in AdamW's; large batches bear 0.9
