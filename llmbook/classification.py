@@ -254,10 +254,11 @@ def reliability(
 ) -> tuple[numpy.ndarray, ...]:  # per group: mean confidence, accuracy, number of texts
     "How sure the answers of each group are, and how often right; empty groups are left out."
     probabilities, truth = numpy.asarray(probabilities), numpy.asarray(truth)
-    if probabilities.ndim != 2 or truth.shape != (len(probabilities),) or not len(truth):
+    fits = probabilities.ndim == 2 and truth.shape == (len(probabilities),) and len(truth) > 0
+    if not fits or not numpy.isfinite(probabilities).all() or bins < 1:
         raise InputError(
             f"probabilities of shape {probabilities.shape} and truth of shape {truth.shape}",
-            "(texts, labels) and (texts,), at least one text",
+            "(texts, labels), finite, and (texts,), at least one text and one bin",
             "pass one row and one right label per text",
         )
     sure, right = probabilities.max(1), probabilities.argmax(1) == truth
@@ -406,10 +407,11 @@ def precision_recall(
 ) -> tuple[numpy.ndarray, ...]:  # thresholds (falling), precision, recall
     "Precision and recall of `score >= threshold` for every threshold that makes a difference."
     scores, truth = numpy.asarray(scores, float), numpy.asarray(truth, bool)
-    if scores.shape != truth.shape or scores.ndim != 1 or not truth.any():
+    fits = scores.shape == truth.shape and scores.ndim == 1 and truth.any()
+    if not fits or numpy.isnan(scores).any():
         raise InputError(
             f"scores of shape {scores.shape}, truth of shape {truth.shape}, {truth.sum()} true",
-            "one score per truth, at least one of them true",
+            "one score per truth, none missing, at least one of them true",
             "pass the probability of one label, and `labels == that label`",
         )
     order = numpy.argsort(-scores, kind="stable")

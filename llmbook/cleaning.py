@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from ftfy import fix_text
 
 # %% ../nbs/01e_cleaning.ipynb #3087318b
-from .core import SettingsError
+from .core import InputError, SettingsError
 from .documents import Ledger
 from .personal import redact
 
@@ -415,6 +415,8 @@ def clean_text(
     what: str = "",  # symbol or path, for the ledger
 ) -> str:  # the clean text
     "Apply all repairs, and note each that changed something."
+    if not isinstance(text, str):
+        raise InputError(f"a {type(text).__name__}", "a string", "decode bytes first")
     for _ in range(5):  # what one step uncovers is for another to repair; most texts need one pass
         before = text
         for step, function in CLEANERS.items():

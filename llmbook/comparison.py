@@ -611,7 +611,7 @@ def resample_ratio(
     seed: int = 0,  # of the draws
 ) -> tuple[float, float]:  # low and high end of the 95 % interval
     "The bootstrap interval of sum(above) / sum(below) over documents."
-    if len(above) != len(below) or len(above) < 2 or not np.min(below) > 0:
+    if not (len(above) == len(below) > 1 and np.isfinite(above).all() and np.min(below) > 0):
         raise InputError(f"{len(above)} and {len(below)} values", "two or more pairs, bytes > 0")
     picks = np.random.default_rng(seed).integers(len(above), size=(draws, len(above)))
     ratios = np.asarray(above)[picks].sum(1) / np.asarray(below)[picks].sum(1)

@@ -108,6 +108,7 @@ def hamming_distances(
     b: np.ndarray,  # (m, bytes) uint8
 ) -> np.ndarray:  # (n, m) int64, bits that differ
     "Count the bits in which codes differ."
+    a, b = np.asarray(a), np.asarray(b)
     if a.dtype != np.uint8 or b.dtype != np.uint8 or a.shape[1:] != b.shape[1:]:
         given = f"{a.dtype} codes of {a.shape[1:]} and {b.dtype} codes of {b.shape[1:]} bytes"
         raise InputError(given, "uint8 codes of one width", "use `quantize_vectors(…, 'binary')`")

@@ -201,13 +201,13 @@ def is_allowed(
         if word != "(":
             return word in good
         value = either()
-        words[:1] = []  # the closing bracket
-        return value
+        closed = bool(words) and words.pop(0) == ")"
+        return value and closed
 
     def either() -> bool:
         return chain("OR", lambda: chain("AND", single, all), any)
 
-    return either()
+    return either() and not words  # what is left over is no expression
 
 # %% ../nbs/01a_documents.ipynb #81a7bb37
 def check_licences(
@@ -355,6 +355,8 @@ def cut_text(
     size: int = 4000,  # characters per piece; a longer paragraph is cut at a line, stop or space
 ) -> list[str]:  # pieces in order; together they hold every word
     "Cut a long text between paragraphs."
+    if size < 1:
+        raise InputError(f"pieces of {size} characters", "1 or more", "raise `size`")
     pieces, start, text = [], 0, text.strip()
     while len(text) - start > size:
         low, high = start + size // 4, start + size

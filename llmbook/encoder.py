@@ -127,8 +127,11 @@ def encode_texts(
     batch: int = 4096,  # texts at a time
 ) -> np.ndarray:  # (n, width) float32, each of length 1
     "Turn texts into vectors whose dot product is their likeness."
-    if isinstance(texts, str):
-        raise InputError("one text", "a list of texts", "put it into a list: [text]")
+    if isinstance(texts, str) or batch < 1:
+        given = "one text" if isinstance(texts, str) else f"batches of {batch}"
+        raise InputError(given, "a list of texts, batches of 1 or more", "write [text] for one")
+    if odd := [type(text).__name__ for text in texts if not isinstance(text, str)]:
+        raise InputError(f"a {odd[0]} among the texts", "strings", "leave out what is missing")
     if not isinstance(encoder, SentenceEncoder):
         vectors = encoder.encode(list(texts), truncate_dim=width, show_progress_bar=False)
         return F.normalize(torch.from_numpy(vectors).float(), dim=1).numpy()
@@ -220,6 +223,9 @@ def matryoshka_ranking(
     shares: Sequence[float] | None = None,  # of the widths in the loss; none: equal ones
 ) -> Tensor:  # scalar, mean over widths and both directions
     "In-batch ranking loss of vectors and of their prefixes."
+    if questions.shape != passages.shape or max(widths) > questions.shape[1] or not scale <= 40:
+        given = f"{tuple(questions.shape)} and {tuple(passages.shape)}, {widths}, scale {scale}"
+        raise InputError(given, "pairs of rows, widths up to theirs, a scale up to 40")
     count, total = len(questions), questions.new_zeros(())
     shares = shares or [1 / len(widths)] * len(widths)
     right = torch.arange(count, device=questions.device) if right is None else right
@@ -295,8 +301,13 @@ def train_encoder(
     settings: SentenceEncoderSettings,  # steps, batch, learning rate
 ) -> list[tuple[int, float]]:  # step and loss
     "Pull questions to their passages, and push them from those of the others."
+    places = np.asarray(right)
+    if not len(places) or len(places) != len(questions) or not (
+            0 <= places.min() <= places.max() < len(passages)):
+        given = f"{len(questions)} questions, {len(places)} rows of {len(passages)} passages"
+        raise InputError(given, "one question or more, and for each the row of its passage")
     asked, told = _Bags(encoder, questions), _Bags(encoder, passages)
-    encoder.weights = weights = encoder.weights.clone().requires_grad_()
+    encoder.weights = weights = encoder.weights.detach().clone().requires_grad_()
     adam = torch.optim.Adam([weights], betas=(0.9, 0.99), fused=True)
     curve = []
     batches = progress(_draw_batches(len(questions), settings), "encoder", settings.steps, "step")

@@ -202,7 +202,7 @@ def cohen_kappa(
     second: Sequence[Any],  # labels of another, for the same texts
     weights: Literal["none", "linear", "quadratic"] = "none",  # what a miss costs by its distance
     labels: Sequence[Any] | None = None,  # in their order; none: sorted
-) -> float:  # 1: always agree, 0: as by chance, below 0: less than that
+) -> float:  # 1: always agree, 0: as by chance, below 0: less; NaN if only one label occurs
     "Cohen's kappa of two annotators."
     known = weights in ("none", "linear", "quadratic")
     if len(first) != len(second) or not len(first) or not known:

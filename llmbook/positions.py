@@ -30,15 +30,17 @@ def sinusoidal_positions(
     base: float = 10_000.0,  # the longest wave is about 2π·base positions long
 ) -> Tensor:  # (t, d): sines in the even columns, cosines in the odd ones
     "The fixed position vectors of the first transformer."
-    _check_even(d)
+    _check_even(d, base)
     waves = base ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
     angles = torch.arange(t, dtype=torch.float64)[:, None] * waves
     return torch.stack((angles.sin(), angles.cos()), -1).reshape(t, d).float()
 
 
-def _check_even(width: int) -> None:
+def _check_even(width: int, base: float = 1.0) -> None:
     if width < 2 or width % 2:
         raise InputError(f"a width of {width}", "an even number from 2 on", "waves come in pairs")
+    if not 0 < base < math.inf:
+        raise InputError(f"a base of {base}", "a number above 0", "the usual one is 10,000")
 
 # %% ../nbs/03a_positions.ipynb #1ce9f896
 class LearnedPositions(nn.Module):
@@ -192,7 +194,7 @@ def rotary_angles(
     base: float = 10_000.0,  # the slowest pair turns by about 1/base radians per position
 ) -> tuple[Tensor, Tensor]:  # cosines and sines, each (..., t, e), each half a repeat
     "The cosine and sine of the angle by which each channel is turned at each position."
-    _check_even(head_width)
+    _check_even(head_width, base)
     pairs = torch.arange(0, head_width, 2, dtype=torch.float, device=positions.device)
     angles = positions[..., None].float() * (1.0 / base ** (pairs / head_width))
     angles = torch.cat((angles, angles), -1)
@@ -328,6 +330,11 @@ class PositionSettings:
     rate: float = 4e-3  # highest learning rate
     seed: int = 1  # for weights and texts
 
+    def __post_init__(self) -> None:
+        sizes = (self.d, self.heads, self.layers, self.reach, self.trained, self.steps, self.batch)
+        if not all(size >= 1 for size in (*sizes, self.longest)) or not 0 < self.rate < 1:
+            raise SettingsError(f"{self}", "sizes of 1 or more, a rate between 0 and 1")
+
 # %% ../nbs/03a_positions.ipynb #56220e25
 class _PositionBlock(nn.Module):
     "Causal attention with one kind of position, and a feed-forward layer, both before a norm."
@@ -456,6 +463,8 @@ def loss_by_position(
     factor: float = 1.0,  # by which they are stretched
 ) -> Tensor:  # (longest,) mean loss in nats at each position
     "How well a model predicts at each position of texts longer than it was trained on."
+    if windows < 1:
+        raise InputError(f"{windows} windows", "1 or more", "raise `windows`")
     longest = model.settings.longest
     ids, _ = _as_tokens(text, longest)
     start = len(ids) * 9 // 10

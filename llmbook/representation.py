@@ -367,6 +367,8 @@ def effective_size(
 ) -> float:  # 0 to the number of weights
     "Kish's effective sample size."
     weights = numpy.asarray(weights, float)
+    if not (weights >= 0).all():
+        raise InputError("weights below 0, or missing", "0 or more", "correct them")
     return float(weights.sum() ** 2 / (weights**2).sum()) if (weights > 0).any() else 0.0
 
 

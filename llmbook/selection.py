@@ -61,6 +61,8 @@ def counted_bits_per_byte(
     "How well a counted model of bytes predicts text after reading other text."
     ids, _ = encode_units(["\n\n".join(train)], "bytes")
     test, offsets = encode_units(held_out, "bytes")
+    if not len(test):
+        raise InputError("no held-out text", "one text or more", "hold some text out")
     nats = NgramModel(ids, 256, order).nats(test, offsets[:-1])
     return float(nats.mean()) / math.log(2)
 
@@ -137,6 +139,8 @@ def exact_density(
 ) -> numpy.ndarray:  # (n,) mean kernel to all n texts, itself included
     "Kernel density with all pairs; for samples."
     long = numpy.asarray(vectors, float)
+    if long.ndim != 2 or not numpy.isfinite(long).all():
+        raise InputError(f"vectors of shape {long.shape}", "(n, d), finite", "one row per text")
     long = long / numpy.maximum(numpy.linalg.norm(long, axis=1, keepdims=True), 1e-12)
     angle = numpy.arccos(numpy.clip(long @ long.T, -1, 1))
     numpy.fill_diagonal(angle, 0)

@@ -90,7 +90,7 @@ SIMPLE = {  # kind → (how it cuts a text, how it puts pieces together)
     "character": (list, "".join), "byte": (spell_bytes, read_bytes),
 }  # fmt: skip
 
-# %% ../nbs/02b_subwords.ipynb #09d44dda
+# %% ../nbs/02b_subwords.ipynb #57797e0c
 def _check_kind(kind: str) -> None:
     if kind not in SIMPLE:
         raise SettingsError(f"kind = {kind!r}", ", ".join(SIMPLE))
@@ -104,7 +104,7 @@ def need_list(
         raise InputError("one text", "a list of texts", "put it into a list: [text]")
     return texts
 
-
+# %% ../nbs/02b_subwords.ipynb #09d44dda
 class PieceList(PieceTokenizer):
     "A tokenizer that looks simple pieces up in a list."
 

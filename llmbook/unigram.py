@@ -244,7 +244,7 @@ def _trainable(texts: Iterable[str], coverage: float, size: int, used: int) -> C
                 runs[run[i : i + 100]] += times
     return runs
 
-
+# %% ../nbs/02c_unigram.ipynb #13f03a61
 def train_unigram(
     texts: Iterable[str],  # documents; gone through once
     vocabulary_size: int = 4096,  # tokens in all; special tokens, bytes and letters included
@@ -254,6 +254,9 @@ def train_unigram(
     coverage: float = 0.9995,  # share of the letters in the text that get a piece
 ) -> dict[str, float]:  # pieces and the logarithm of their probability, the likeliest first
     "Learn pieces by EM and pruning; raise `InputError` if there is no text."
+    if longest < 1 or not 0 < coverage <= 1:
+        given = f"longest = {longest}, coverage = {coverage}"
+        raise SettingsError(given, "1 or more; above 0, at most 1")
     used = len(SPECIAL_TOKENS) + 1 + 256 * byte_fallback
     words, room = _trainable(texts, coverage, vocabulary_size, used), vocabulary_size - used
     found = _Maximiser(words, longest, most)
