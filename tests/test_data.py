@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from llmbook import data, duplicates, environment
 from llmbook.cleaning import clean_text
-from llmbook.core import CorruptFileError, InputError, PolicyError, Run, Stage, read_json
+from llmbook.core import CorruptFileError, InputError, PolicyError, Run, SettingsError, Stage, read_json
 from llmbook.data import (
     CorpusSettings, build_corpus, load_pairs, load_split, stream_split,
 )
@@ -354,10 +354,25 @@ def test_reading_stops_at_the_wanted_size(tmp_path):
     assert 50_000 <= sum(card["numbers"]["bytes"].values()) < 52_000
 
 
+@pytest.mark.parametrize("wrong, said", [
+    ({"quality": "strict"}, "documentation"), ({"likeness": "cosine"}, "jaccard"), ({"on_disallowed": "warn"}, "drop"),
+    ({"languages": "en"}, r"\('en',\)"), ({"max_megabytes": "10"}, "a number"), ({"test_share": float("nan")}, "above 0"),
+    ({"workers": 1.5}, "0 or more"),
+])
+def test_settings_of_a_corpus_are_checked(wrong, said):
+    with pytest.raises(SettingsError, match=said):
+        CorpusSettings(**wrong)
+
+
 def test_missing_and_damaged_tables_are_refused(notes, tmp_path):
     out = corpus(notes, tmp_path / "out")
     with pytest.raises(InputError, match="build the corpus first"):
         load_split(tmp_path, "train")
+    for read in (load_split, load_pairs, lambda *names: list(stream_split(*names))):
+        with pytest.raises(InputError, match="train, validation, test"):
+            read(out, "dev")
+    with pytest.raises(InputError, match="1 or more"):
+        list(stream_split(out, "train", 0))
     raw = (out / "pairs-train.parquet").read_bytes()
     (out / "pairs-train.parquet").write_bytes(raw[: len(raw) // 2])
     with pytest.raises(CorruptFileError):

