@@ -7,6 +7,7 @@ __all__ = ['Allow', 'EngineSettings', 'Event', 'Engine', 'EngineThread']
 
 # %% ../nbs/07e_engine.ipynb #9a13e34c
 import contextlib
+import math
 import queue
 import threading
 import time
@@ -370,7 +371,7 @@ def _choose(self: Engine, request: _Request, logits: torch.Tensor, best: int) ->
     scores = logits
     if request.allow is not None:
         scores = keep_allowed(logits, request.allow(request.tokens[request.prompt :]))
-    if scores is not logits or not _is_plain(sampling):
+    if scores is not logits or not _is_plain(sampling) or not math.isfinite(logits[best]):
         scores = adjust_logits(scores, request.tokens, sampling, request.prompt)
         token = choose_token(scores, sampling.temperature, request.chance)
     logprob, top = read_logprobs(logits, token, sampling.logprobs)
