@@ -93,9 +93,10 @@ def start_from_pairs(
     size = math.sqrt(d) / math.hypot(longest, constant)  # the norm leaves such rows as they are
     rows = [states, constant.expand(v, 1), filler[:, None]]
     scores = [outputs, shares[:, None] / constant, torch.zeros(v, 1)]
+    turn = torch.linalg.qr(torch.randn(d, d)).Q  # spreads the two special channels over all
     with torch.no_grad():
-        model.embedding.weight.copy_(torch.cat(rows, 1) * size)
-        model.head.weight.copy_(torch.cat(scores, 1) / size)
+        model.embedding.weight.copy_(torch.cat(rows, 1) * size @ turn)
+        model.head.weight.copy_(torch.cat(scores, 1) / size @ turn)
 
 # %% ../nbs/06e_pretraining.ipynb #b4cd3c82
 @dataclass(frozen=True)
