@@ -27,6 +27,7 @@ from llmbook.core import Table, set_seed, set_threads
 from llmbook.objectives import Autoregressive, heldout_bits_per_byte
 from llmbook.optimisation import NEWTON_SCHULZ, Muon, keep_memory, training_dtype
 from llmbook.positions import apply_rotary
+from llmbook.pretraining import start_from_pairs
 from llmbook.architecture import initialise_weights
 
 STEPS, LONGER = 150, 180
@@ -136,28 +137,6 @@ def add_pair_table(model: Decoder, corpus: Corpus) -> None:
 def cap_logits(model: Decoder, corpus: Corpus) -> None:
     "Soft cap: logits between -15 and 15 by a hyperbolic tangent (Gemma 2)."
     model.cap = 15.0
-
-
-def count_pairs(model: Decoder, corpus: Corpus) -> None:
-    "Start the two tables at the counted pairs: their product is the log probability of the next token."
-    v, width = corpus.vocabulary, SHAPE["width"]
-    pairs = np.bincount(corpus.learn[:-1].astype(np.int64) * v + corpus.learn[1:], minlength=v * v)
-    pairs = torch.from_numpy(pairs).float().view(v, v)
-    seen = pairs.sum(1, keepdim=True)
-    common = (pairs.sum(0) + 1) / (pairs.sum() + v)
-    logs = ((pairs + 20 * common) / (seen + 20)).log()
-    logs -= (logs * common).sum(1, keepdim=True)
-    weights = (seen + 1).sqrt()
-    u, s, w = torch.svd_lowrank(weights * logs, width - 1, niter=2)
-    states, outputs = u * s / weights, w
-    size = states.norm(dim=1)
-    limit = size.quantile(0.98)
-    states *= (limit / size.clamp(min=limit))[:, None]
-    filler = (limit**2 - states.square().sum(1)).clamp(min=0).sqrt()  # one length for all rows
-    scale = math.sqrt(width) / limit
-    with torch.no_grad():
-        model.embedding.weight.copy_(torch.cat([states, filler[:, None]], 1) * scale)
-        model.head.weight.copy_(torch.cat([outputs, torch.zeros(v, 1)], 1) / scale)
 
 
 # ── optimisers ────────────────────────────────────────────────────────────────────────────────────
@@ -326,7 +305,7 @@ LEVERS = [
     Lever("bigram embeddings", "", add_pair_table),
     Lever("logit soft cap", "", cap_logits),
     Lever("untied tables", tied=False),
-    Lever("untied, start at counted pairs", build=count_pairs, tied=False),
+    Lever("untied, start at counted pairs", build=lambda model, corpus: start_from_pairs(model, corpus.learn), tied=False),
     Lever("removed: zeroed outputs", build=keep_the_usual_start),
     Lever("removed: Muon (AdamW, half rate)", optimise=optimise_by_adamw),
     Lever("removed: look-ahead", optimise=kin("no look-ahead")),

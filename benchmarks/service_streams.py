@@ -12,16 +12,17 @@ service are one process, so the CPU seconds are those of both. Weights are rando
 
 import argparse
 import contextlib
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
 import torch
 from decode_speed import prepare
+from engine import measure
 
 from llmbook.admission import KeyStore, ServiceSettings
 from llmbook.architecture import count_parameters
@@ -39,7 +40,7 @@ class OneByOne(DecoderWriter):
         return stream(self.model, self.tokenizer, ids, sampling, cancelled)
 
 
-def listen(web: httpx.Client, url: str, ids: list[int], tokens: int, key: str) -> tuple[int, float]:
+def listen(web: httpx.Client, url: str, tokens: int, key: str, ids: list[int]) -> tuple[int, float]:
     "One client: tokens received, and seconds to the first."
     body = {"model": "llmbook-chat", "prompt": ids, "max_tokens": tokens, "temperature": 0, "stream": True,
             "stream_options": {"include_usage": True}}
@@ -53,28 +54,10 @@ def listen(web: httpx.Client, url: str, ids: list[int], tokens: int, key: str) -
     return made, first
 
 
-def measure(sides: dict[str, Callable], rounds: int) -> list[dict]:
-    "Every side each round; the first one is the base of the ratios."
-    taken: dict[str, list[tuple]] = {name: [] for name in sides}
-    for step in range(rounds + 1):
-        for name, serve in sides.items():
-            cpu, start = time.process_time(), time.perf_counter()
-            heard = serve(step)
-            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-            made, firsts = sum(count for count, _ in heard), sorted(first for _, first in heard)
-            if step:  # the first round warms up
-                taken[name].append((made / seconds, made / cpu, statistics.median(firsts), firsts[-1]))
-    rows, base = [], next(iter(taken.values()))
-    for name, found in taken.items():
-        pick = lambda i, found=found: statistics.median(row[i] for row in found)
-        ratio = lambda i, found=found: [mine[i] / other[i] for mine, other in zip(found, base, strict=True)]
-        rows.append({
-            "side": name, "tokens/s": round(pick(0)), "ratio": round(statistics.median(ratio(0)), 2),
-            "range": f"{min(ratio(0)):.2f}–{max(ratio(0)):.2f}", "tokens per CPU-s": round(pick(1)),
-            "CPU ratio": round(statistics.median(ratio(1)), 2), "first token p50 [s]": round(pick(2), 3),
-            "slowest [s]": round(pick(3), 3),
-        })
-    return rows
+def visit(pool: ThreadPoolExecutor, client: Callable, rounds: Iterator[list]) -> tuple[int, list[float]]:
+    "All clients of the next round: tokens received, and seconds to the first of each."
+    heard = list(pool.map(client, next(rounds)))
+    return sum(made for made, _ in heard), [first for _, first in heard]
 
 
 def main() -> None:
@@ -99,8 +82,8 @@ def main() -> None:
                 port=0, keys=str(store.path), records=str(store.path.parent / name), queue=given.clients, workers=workers
             )
             url = doors.enter_context(serving(create_app(Service(writer), settings, PrometheusObserver()), settings))
-            sides[name] = lambda step, url=url: list(pool.map(
-                lambda ids: listen(web, url, ids, given.tokens, key), drawn[step]))
+            client = partial(listen, web, url, given.tokens, key)
+            sides[name] = partial(visit, pool, client, iter(drawn))
         rows = measure(sides, given.rounds)
     count = count_parameters(decoder.settings)
     note = f"{count / 1e6:.1f}M parameters, {given.clients} clients, {given.tokens} tokens each, {given.threads} threads"

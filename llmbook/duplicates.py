@@ -20,6 +20,7 @@ import numpy
 from fastcore.basics import patch
 
 # %% ../nbs/01i_duplicates.ipynb #7e1c7caf
+from .classification import check_texts
 from .core import InputError
 from .documents import Document, hash_text
 
@@ -67,11 +68,8 @@ def _find_words(texts: Sequence[str]) -> tuple[numpy.ndarray, ...]:
     return _mix(words), edges, numpy.diff(numpy.searchsorted(edges[:, 0], bounds)), bounds[:-1]
 
 
-def _check_texts(texts: Sequence[str], width: int = 1) -> None:
-    wrong = [type(text).__name__ for text in texts if not isinstance(text, str)]
-    if isinstance(texts, str) or wrong:
-        given = f"one {'string' if isinstance(texts, str) else wrong[0]}"
-        raise InputError(given, "a list of strings", "pass the texts as a list")
+def _check_shingles(texts: Sequence[str], width: int) -> None:
+    check_texts(texts)
     if width < 1:
         raise InputError(f"shingles of {width} words", "1 or more", "raise `width`")
 
@@ -80,7 +78,7 @@ def hash_words(
     texts: Sequence[str],  # any texts; a hundred kilobytes at a time is fastest
 ) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:  # per word: hash, text, (start, end) byte
     "Hash every word of some texts, ASCII letters in lower case, with its place in the UTF-8."
-    _check_texts(texts)
+    check_texts(texts)
     words, edges, counts, starts = _find_words(texts)
     owners = numpy.repeat(numpy.arange(len(counts)), counts)
     return words, owners, edges - starts[owners][:, None]
@@ -125,7 +123,7 @@ def hash_shingles(
     width: int = 3,  # words per shingle
 ) -> tuple[numpy.ndarray, numpy.ndarray]:  # uint64 hashes and int64 offsets (texts + 1,)
     "Hash the distinct shingles of each text; text i has `hashes[offsets[i]:offsets[i + 1]]`."
-    _check_texts(texts, width)
+    _check_shingles(texts, width)
     blocks = [_shingle_block(block, width) for block in _blocks(texts)]
     counts = numpy.concatenate([numpy.zeros(1, numpy.int64), *(count for _, count in blocks)])
     hashes = [found for found, _ in blocks] or [numpy.zeros(0, numpy.uint64)]

@@ -37,6 +37,7 @@ from llmbook.core import (
     read_json,
     write_json,
 )
+from .classification import check_texts
 from .data import load_pairs, load_split
 from .duplicates import SPLITS
 from .tokenization import WordMemory
@@ -127,11 +128,9 @@ def encode_texts(
     batch: int = 4096,  # texts at a time
 ) -> np.ndarray:  # (n, width) float32, each of length 1
     "Turn texts into vectors whose dot product is their likeness."
-    if isinstance(texts, str) or batch < 1:
-        given = "one text" if isinstance(texts, str) else f"batches of {batch}"
-        raise InputError(given, "a list of texts, batches of 1 or more", "write [text] for one")
-    if odd := [type(text).__name__ for text in texts if not isinstance(text, str)]:
-        raise InputError(f"a {odd[0]} among the texts", "strings", "leave out what is missing")
+    check_texts(texts)
+    if batch < 1:
+        raise InputError(f"batches of {batch}", "1 or more", "raise `batch`")
     if not isinstance(encoder, SentenceEncoder):
         vectors = encoder.encode(list(texts), truncate_dim=width, show_progress_bar=False)
         return F.normalize(torch.from_numpy(vectors).float(), dim=1).numpy()

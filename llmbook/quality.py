@@ -31,7 +31,8 @@ import numpy
 from fastcore.basics import patch
 
 # %% ../nbs/01h_quality.ipynb #eb5a7b19
-from .classification import ClassifierSettings, TextClassifier, train_classifier
+from .classification import ClassifierSettings, TextClassifier, check_texts
+from .classification import train_classifier
 from .core import CorruptFileError, Drawing, InputError, SettingsError, atomic_write, figure
 
 # %% ../nbs/01h_quality.ipynb #8b1c7935
@@ -401,8 +402,7 @@ def shuffle_words(
 
 # %% ../nbs/01h_quality.ipynb #952de04e
 def _need_texts(texts: Sequence[str]) -> Sequence[str]:
-    if isinstance(texts, str) or any(not isinstance(text, str) for text in texts):
-        raise InputError("a value that is not a list of texts", "a list of strings", "make one")
+    check_texts(texts)
     return texts
 
 # %% ../nbs/01h_quality.ipynb #0b1f3f4c

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy
 
 # %% ../nbs/01j_redundancy.ipynb #58d82d1a
+from .classification import check_texts
 from .core import InputError
 from .documents import Ledger
 from .duplicates import _blocks, _mix, hash_words
@@ -116,10 +117,8 @@ def _tokens(texts: Sequence[str], unit: str) -> tuple[numpy.ndarray, numpy.ndarr
     return tuple(numpy.concatenate(column) for column in zip(*parts, strict=True))
 
 # %% ../nbs/01j_redundancy.ipynb #a5e4b955
-def _check_texts(texts: Sequence[str], length: int) -> None:
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        given = "one string" if isinstance(texts, str) else "something that is no string"
-        raise InputError(given, "a list of strings", "pass the texts as a list")
+def _check_spans(texts: Sequence[str], length: int) -> None:
+    check_texts(texts)
     if length < 1:
         raise InputError(f"a length of {length}", "1 or more", "raise it")
 
@@ -130,7 +129,7 @@ def find_repeats(
     unit: str = "words",  # or bytes
 ) -> list[Repeat]:  # in the order of the texts; spans of one text do not touch
     "Every span that stands further up in the corpus, apart from itself."
-    _check_texts(texts, length)
+    _check_spans(texts, length)
     if unit not in ("words", "bytes"):
         raise InputError(f"unit `{unit}`", "words or bytes", "take one of them")
     folded = [_fold(text) for text in texts] if unit == "words" else texts
@@ -185,7 +184,7 @@ def hash_vectors(
     draws: int = 4,  # columns that each word is added to or taken from
 ) -> numpy.ndarray:  # (texts, width) float32, of length 1; 0 for a text without words
     "TF-IDF of the words of each text, projected at random by their hashes."
-    _check_texts(texts, min(width, draws))
+    _check_spans(texts, min(width, draws))
     tokens, owners, _ = _tokens([_fold(text) for text in texts], "words")
     words, index = numpy.unique(tokens, return_inverse=True)
     keys, count = numpy.unique(owners * max(len(words), 1) + index, return_counts=True)

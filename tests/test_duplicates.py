@@ -102,7 +102,7 @@ def test_thresholds_out_of_range(threshold):
 
 @pytest.mark.parametrize("texts", ["one text", [b"bytes"], [None], [3]])
 def test_texts_that_are_none(texts):
-    with pytest.raises(InputError, match="list of strings"):
+    with pytest.raises(InputError, match="list of texts"):
         find_near_duplicates(texts)
 
 
