@@ -8,12 +8,11 @@ __all__ = ['NF4', 'round_to_format', 'Quantized', 'fit_group', 'quantize_rtn', '
            'measure_speed', 'QuantizeSettings', 'spread_windows', 'quantize']
 
 # %% ../nbs/11_quantization.ipynb #0813eb8a
-import math
 import time
 
 # %% ../nbs/11_quantization.ipynb #02c0c7a8
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -421,7 +420,7 @@ def _write_stretch(writer: Any, settings: DecoderSettings) -> None:
         writer.add_rope_scaling_orig_ctx_len(stretch.trained)
         writer.add_rope_scaling_yarn_beta_fast(stretch.turns)
         writer.add_rope_scaling_yarn_beta_slow(stretch.slow)
-        writer.add_rope_scaling_attn_factors(stretch.gain / (0.1 * math.log(stretch.factor) + 1))
+        writer.add_rope_scaling_attn_factors(stretch.gain / replace(stretch, sharpness=None).gain)
     if stretch.kind == "llama3":
         speeds, plain = rotary_frequencies(e, stretch, base), rotary_frequencies(e, base=base)
         writer.add_tensor("rope_freqs.weight", (plain / speeds).numpy())
